@@ -1,0 +1,140 @@
+"""What each command reads and does."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import stepbatch
+from stepbatch.cli.parser import Parser, build, suggestion
+from stepbatch.config import BatchingConfig, DefaultsConfig, EngineConfig, ModelConfig, ServerConfig
+from stepbatch.errors import OptionError
+
+USAGE = """usage: stepbatch COMMAND ...
+
+Serve diffusion models with requests that share every denoising step.
+
+commands:
+  serve       serve a model over HTTP, with OpenAI's image API
+  generate    make pictures from prompts or a file of requests, without a server
+  demo        serve the bundled model, send it a burst of requests, and lay out what came
+
+options:
+  --version   print the version
+  --help      print this; stepbatch COMMAND --help tells a command's flags"""
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command that ``arguments`` begin with; returns the exit status.
+
+    Raises:
+        SetupError: it can't be done as asked.
+    """
+    commands: dict[str, Callable[[Sequence[str]], int]] = {"serve": serve, "generate": generate, "demo": demo}
+    first = arguments[0] if arguments else "--help"
+    if first in ("--help", "-h"):
+        print(USAGE, file=sys.stdout if arguments else sys.stderr)
+        return 0 if arguments else 2
+    if first == "--version":
+        print(f"stepbatch {stepbatch.__version__}")
+        return 0
+    if first not in commands:
+        kind = "flag" if first.startswith("-") else "command"
+        raise OptionError(f"there is no {kind} {first}{suggestion(first, [*commands, '--help', '--version'])}")
+    return commands[first](arguments[1:])
+
+
+def serve_parser() -> Parser:
+    """The flags of ``stepbatch serve``."""
+    parser = Parser("serve", "stepbatch serve [FLAG ...]", "Serve a model over HTTP, with OpenAI's image API.")
+    for cls in (ModelConfig, BatchingConfig, DefaultsConfig, ServerConfig):
+        parser.add_config(cls)
+    return parser
+
+
+def serve(arguments: Sequence[str]) -> int:
+    """``stepbatch serve``: until it is told to stop."""
+    values = serve_parser().read(arguments)
+    server, engine = build(ServerConfig, values), _engine_config(values)
+    if engine.batching.dynamic_batch_delay_ms > 0:
+        print(
+            "stepbatch: --dynamic-batch-delay-ms has no effect: a native model's requests join its next step",
+            file=sys.stderr,
+        )
+    from stepbatch.server.run import run_server
+
+    return run_server(server, engine)
+
+
+def generate_parser() -> Parser:
+    """The flags of ``stepbatch generate``."""
+    parser = Parser(
+        "generate",
+        "stepbatch generate [PROMPT ...] [FLAG ...]",
+        "Make pictures from prompts or a file of requests, without a server.",
+    )
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="what to draw")
+    parser.add_flag("--input", type=Path, metavar="FILE", help="JSON Lines, a request a line; what is done is skipped")
+    parser.add_flag("-o", "--output", type=Path, default=Path("output"), metavar="DIR", help="(default: output)")
+    for name, kind, text in (
+        ("--size", str, "WIDTHxHEIGHT, pixels"),
+        ("--num-inference-steps", int, "denoising steps"),
+        ("--guidance-scale", float, "strength of guidance"),
+        ("--negative-prompt", str, "what not to draw"),
+        ("--seed", int, "of each request's first picture; random without it"),
+        ("--n", int, "pictures of each request"),
+    ):
+        parser.add_flag(name, type=kind, metavar=kind.__name__.upper(), help=f"{text}, where a request doesn't say")
+    parser.add_flag("--output-format", default="png", metavar="{png,jpeg,webp}", help="(default: png)")
+    parser.add_config(ModelConfig)
+    parser.add_config(BatchingConfig)
+    return parser
+
+
+def generate(arguments: Sequence[str]) -> int:
+    """``stepbatch generate``: 1 if a request failed, the rest are done."""
+    from stepbatch.cli.requests import OUTPUT_FORMATS, Source
+
+    values = generate_parser().read(arguments)
+    config = _engine_config(values)
+    if values["output_format"] not in OUTPUT_FORMATS:
+        hint = suggestion(values["output_format"], OUTPUT_FORMATS)
+        raise OptionError(f"--output-format must be one of {', '.join(OUTPUT_FORMATS)}{hint}")
+    if not values["prompts"] and values["input"] is None:
+        raise OptionError("stepbatch generate needs prompts, or a file of requests with --input")
+    names = ("size", "num_inference_steps", "guidance_scale", "negative_prompt", "seed", "n")
+    common = {name: values[name] for name in names if values[name] is not None}
+    source = Source(values["prompts"], values["input"], common)
+    from stepbatch.cli.bulk import generate_all
+
+    return generate_all(source, values["output"], values["output_format"], config)
+
+
+def demo_parser() -> Parser:
+    """The flags of ``stepbatch demo``."""
+    parser = Parser(
+        "demo",
+        "stepbatch demo [FLAG ...]",
+        "Serve the bundled model, send it a burst of requests, and lay out what came.",
+    )
+    parser.add_flag(
+        "-o", "--output", type=Path, default=Path("demo-output"), metavar="DIR", help="(default: demo-output)"
+    )
+    parser.add_config(ModelConfig)
+    return parser
+
+
+def demo(arguments: Sequence[str]) -> int:
+    """``stepbatch demo``: 1 if a request failed."""
+    values = demo_parser().read(arguments)
+    model = build(ModelConfig, values)
+    from stepbatch.demo.run import run_demo
+
+    return run_demo(values["output"], model)
+
+
+def _engine_config(values: dict[str, Any]) -> EngineConfig:
+    batching, defaults = build(BatchingConfig, values), build(DefaultsConfig, values)
+    return EngineConfig(model=build(ModelConfig, values), batching=batching, defaults=defaults)

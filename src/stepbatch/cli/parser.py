@@ -1,0 +1,93 @@
+"""Flags, made from the fields of the config classes."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import shutil
+from collections.abc import Sequence
+from dataclasses import Field, fields
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+
+from stepbatch.demo import MODEL_PATH
+from stepbatch.errors import OptionError
+
+Config = TypeVar("Config")
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes no abbreviations, suggests what was meant, and raises ``OptionError`` where argparse would exit."""
+
+    def __init__(self, command: str, usage: str, description: str) -> None:
+        width = min(110, shutil.get_terminal_size().columns)
+        super().__init__(
+            prog=f"stepbatch {command}",
+            usage=usage,
+            description=description,
+            allow_abbrev=False,
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=width),
+        )
+        self.flags: list[str] = []
+
+    def read(self, arguments: Sequence[str]) -> dict[str, Any]:
+        """The values of all flags by name.
+
+        Raises:
+            OptionError: an unknown flag or argument, or a value of the wrong type.
+        """
+        values, unknown = self.parse_known_intermixed_args(arguments)
+        if unknown:
+            name = unknown[0].split("=")[0]
+            kind = "flag" if name.startswith("-") else "argument"
+            raise OptionError(f"{self.prog} has no {kind} {name}{suggestion(name, self.flags)}")
+        return vars(values)
+
+    def error(self, message: str) -> NoReturn:
+        raise OptionError(message.removeprefix("argument "))
+
+    def add_config(self, cls: type) -> None:
+        """Add a flag for every field of a config class, under its docstring."""
+        group = self.add_argument_group((cls.__doc__ or cls.__name__).rstrip("."))
+        hints = get_type_hints(cls)
+        for field in fields(cls):
+            flag = f"--{field.name.replace('_', '-')}"
+            convert, metavar = _type(hints[field.name])
+            group.add_argument(flag, type=convert, default=field.default, metavar=metavar, help=_help(field))
+            self.flags.append(flag)
+
+    def add_flag(self, *names: str, **options: Any) -> None:
+        """Add a flag that is no setting."""
+        self.add_argument(*names, **options)
+        self.flags.extend(names)
+
+
+def build(cls: type[Config], values: dict[str, Any]) -> Config:
+    """The config that the flags' values make.
+
+    Raises:
+        OptionError: a value is out of range.
+    """
+    hints = get_type_hints(cls)
+    return cls(**{name: value for name, value in values.items() if name in hints})
+
+
+def suggestion(name: str, known: Sequence[str]) -> str:
+    """The end of an error message: what may have been meant."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _type(hint: Any) -> tuple[type, str]:
+    """What converts a flag's value, and what stands for it in the help."""
+    if get_origin(hint) is Literal:
+        return str, "{" + ",".join(get_args(hint)) + "}"  # the config class checks it, with a suggestion
+    for kind, metavar in ((int, "INT"), (float, "NUMBER"), (str, "TEXT")):
+        if hint is kind or kind in get_args(hint):
+            return kind, metavar
+    raise AssertionError(f"no flag can have the type {hint}")
+
+
+def _help(field: Field[Any]) -> str:
+    default = "the bundled model" if field.default == str(MODEL_PATH) else field.default
+    text = str(field.metadata["help"]).replace("%", "%%")
+    return text if default in (None, "") else f"{text} (default: {default})"

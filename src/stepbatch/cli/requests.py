@@ -1,0 +1,142 @@
+"""Where ``stepbatch generate`` gets its requests from: prompts on the command line, lines of a file."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from stepbatch.errors import InvalidJSON, InvalidValue, OptionError, RequestError, UnknownParameter
+from stepbatch.request import FIELDS, GenerationRequest
+
+OUTPUT_FORMATS = ("png", "jpeg", "webp")
+LINE_FIELDS = (*FIELDS, "size", "id")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+_SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A request, or what is wrong with it; ``name`` begins the names of its files."""
+
+    name: str
+    request: GenerationRequest | RequestError
+
+    def digest(self, model: str, output_format: str) -> str:
+        """Tells whether files that are there already are of this very request."""
+        assert isinstance(self.request, GenerationRequest)
+        fields = {name: getattr(self.request, name) for name in FIELDS}
+        return sha256(json.dumps([model, output_format, fields], sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Source:
+    """The requests, read anew on every iteration, so that a file of any length takes no memory.
+
+    Args:
+        prompts: Given on the command line.
+        file: JSON Lines, a request a line: ``GenerationRequest``'s fields, ``size``, ``id``.
+        common: What a request has where it doesn't say; ``size`` instead of width and height.
+
+    Raises:
+        OptionError: ``common`` or a prompt can't be, or there is no such file.
+    """
+
+    def __init__(self, prompts: Sequence[str], file: Path | None, common: Mapping[str, Any]) -> None:
+        self.file = file
+        self.common = common
+        if file is not None and not file.is_file():
+            raise OptionError(f"--input: there is no file {file}")
+        try:
+            self._request({"prompt": "any"})
+        except RequestError as error:
+            raise OptionError(f"--{(error.param or '').replace('_', '-')}: {error.message}") from error
+        try:
+            self._prompts = [self._item_of(prompt) for prompt in prompts]
+        except RequestError as error:
+            raise OptionError(error.message) from error
+
+    def __iter__(self) -> Iterator[Item]:
+        names: set[str] = set()
+        for item in self._items():
+            if item.name in names:
+                item = Item(item.name, InvalidValue(f"the id {item.name} is used twice", "id"))
+            names.add(item.name)
+            yield item
+
+    def _items(self) -> Iterator[Item]:
+        yield from self._prompts
+        if self.file is not None:
+            with self.file.open(encoding="utf-8", errors="surrogateescape") as lines:
+                for number, line in enumerate(lines, start=1):
+                    if line.strip():
+                        yield self._parse(number, line)
+
+    def _item_of(self, prompt: str) -> Item:
+        """A prompt as an item: its seed is drawn here, and all of it is in its name, so that no file is overwritten."""
+        seed = self.common.get("seed", random.SystemRandom().randint(0, 2**32 - 1))
+        request = self._request({"prompt": prompt, "seed": seed})
+        words = re.sub(r"[^a-z0-9]+", "-", prompt.lower())[:48].strip("-") or "picture"
+        return Item(f"{words}-{Item('', request).digest('', '')[:8]}", request)
+
+    def _parse(self, number: int, line: str) -> Item:
+        name = f"{number:06d}"
+        try:
+            given = _read(line)
+            name = _name(given.pop("id", name))
+            return Item(name, self._request(given))
+        except RequestError as error:
+            return Item(name, error)
+
+    def _request(self, given: Mapping[str, Any]) -> GenerationRequest:
+        common = dict(self.common)
+        if "width" in given or "height" in given:
+            common.pop("size", None)
+        values = {**common, **given}
+        size = values.pop("size", None)
+        if size not in (None, "auto"):
+            if "width" in values or "height" in values:
+                raise InvalidValue("size goes without width and height", "size")
+            values["width"], values["height"] = parse_size(size)
+        if "prompt" not in values:
+            raise InvalidValue("prompt is required", "prompt")
+        return GenerationRequest(**values)
+
+
+def parse_size(size: object) -> tuple[int, int]:
+    """The sides that ``WIDTHxHEIGHT`` says.
+
+    Raises:
+        InvalidValue: it doesn't.
+    """
+    match = _SIZE.fullmatch(size) if isinstance(size, str) else None
+    if match is None:
+        raise InvalidValue('size must be "WIDTHxHEIGHT", like "1024x1024", or "auto"', "size")
+    return int(match[1]), int(match[2])
+
+
+def _read(line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InvalidJSON(f"the line is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InvalidJSON("the line must be a JSON object")
+    for name in value:
+        if name not in LINE_FIELDS:
+            close = difflib.get_close_matches(name, LINE_FIELDS, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise UnknownParameter(f"{name[:64]!r} is not a field of a request{hint}", name[:64])
+    return {name: item for name, item in value.items() if item is not None}
+
+
+def _name(value: object) -> str:
+    name = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InvalidValue("id must be up to 100 letters, digits, dots, dashes and underscores", "id")
+    return name

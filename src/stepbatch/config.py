@@ -1,0 +1,116 @@
+"""The settings, grouped. The command line's flags are made from these fields; no flag is declared anywhere else."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from stepbatch.demo import MODEL_PATH
+from stepbatch.errors import OptionError
+
+
+def _option(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "low": low, "high": high})
+
+
+def _check(config: Any) -> None:
+    """Raise ``OptionError`` for a value that is out of its range or none of its choices."""
+    hints = get_type_hints(type(config))
+    for f in fields(config):
+        value, flag = getattr(config, f.name), f"--{f.name.replace('_', '-')}"
+        if get_origin(hints[f.name]) is Literal:
+            _check_choice(flag, value, get_args(hints[f.name]))
+        elif isinstance(value, int | float):
+            _check_range(flag, value, f.metadata["low"], f.metadata["high"])
+
+
+def _check_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        close = difflib.get_close_matches(value, choices, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise OptionError(f"{flag} must be one of {', '.join(choices)}, not {value!r}{hint}")
+
+
+def _check_range(flag: str, value: float, low: float | None, high: float | None) -> None:
+    low, high = -math.inf if low is None else low, math.inf if high is None else high
+    if not (math.isfinite(value) and low <= value <= high):
+        bounds = f"at least {low:.12g}" if math.isinf(high) else f"from {low:.12g} to {high:.12g}"
+        raise OptionError(f"{flag} must be {bounds}, not {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model, where, and in what precision."""
+
+    model_path: str = _option(
+        str(MODEL_PATH), "a checkpoint's folder in diffusers' layout, or the name of such a repository on Hugging Face"
+    )
+    served_model_name: str = _option("", "the name that clients use for the model; without it, the folder's name")
+    backend: Literal["auto", "native", "fake"] = _option(
+        "auto", "how the model is run; fake draws no pictures and takes a fixed time a step, for load tests"
+    )
+    fake_step_ms: float = _option(5.0, "how long a step of --backend fake takes", low=0)
+    num_gpus: int = _option(1, "how many accelerators to use", low=1, high=1)
+    device: str = _option("auto", "cpu, cuda, cuda:1, ...; auto takes cuda where there is one")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
+        "auto", "precision of every part of the model; auto is float32 on a CPU, bfloat16 elsewhere"
+    )
+    num_threads: int = _option(0, "threads that the model computes with on a CPU; 0 leaves it to torch", low=0)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchingConfig:
+    """How wide a step may be."""
+
+    dynamic_batch_max_size: int = _option(8, "the most jobs that share a denoising step", low=1, high=4096)
+    dynamic_batch_delay_ms: float = _option(
+        0.0, "how long a request waits for company; native models never wait, so it does nothing there", low=0
+    )
+    max_batch_tokens: int = _option(8192, "the most tokens in a denoising step; a larger job runs by itself", low=1)
+    max_encodes_per_step: int = _option(2, "the most requests whose prompts are encoded between two steps", low=1)
+    max_decodes_per_step: int = _option(2, "the most pictures that are decoded between two steps", low=1)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefaultsConfig:
+    """What a request gets where it says nothing; without these, the model's own."""
+
+    default_size: str = _option("", "WIDTHxHEIGHT, pixels")
+    default_num_inference_steps: int = _option(0, "denoising steps; 0 leaves it to the model", low=0, high=1000)
+    default_guidance_scale: float | None = _option(None, "strength of guidance", low=0, high=100)
+    default_negative_prompt: str | None = _option(None, "what not to draw")
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """The HTTP side."""
+
+    host: str = _option("127.0.0.1", "the address to listen on")
+    port: int = _option(30200, "the port to listen on", low=0, high=65535)
+    log_level: Literal["debug", "info", "warning", "error"] = _option("info", "how much is logged")
+    url_ttl_seconds: float = _option(3600.0, "how long a picture answered as a url can be fetched", low=1)
+    max_body_bytes: int = _option(1 << 20, "the largest body of a request", low=1024)
+    drain_seconds: float = _option(30.0, "how long requests in flight may take to finish at shutdown", low=0)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Everything that the engine process needs."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    batching: BatchingConfig = field(default_factory=BatchingConfig)
+    defaults: DefaultsConfig = field(default_factory=DefaultsConfig)

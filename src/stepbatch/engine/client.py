@@ -1,0 +1,352 @@
+"""The engine as the server sees it: submit, stream, cancel. Imports no torch; the engine is in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import msgspec
+
+from stepbatch.config import EngineConfig
+from stepbatch.engine.messages import Cancel, Cancelled, Failure, FromEngine, Output, Progress, Stats, Submit, Unit
+from stepbatch.engine.supervisor import EngineGone, EngineProcess, engine_process
+from stepbatch.errors import (
+    REQUEST_ERRORS,
+    EngineDied,
+    EngineUnavailable,
+    InvalidValue,
+    RequestCancelled,
+    RequestError,
+    SetupError,
+)
+from stepbatch.model_info import ModelInfo
+from stepbatch.request import GenerationRequest
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 3  # processes in a row that may end before they have begun any work
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds between two processes; longer each time until one finishes an output
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long the engine process may say nothing before it counts as hung, seconds."""
+
+    silence: float = 5.0  # at any time; an idle engine is heard once a second
+    factor: float = 3.0  # times what a unit of work is expected to take
+    load: float = 3600.0  # until the model is loaded
+
+
+@dataclass(frozen=True, slots=True)
+class JobProgress:
+    """An output has taken a step. After a restart of the engine the steps of an output start over."""
+
+    index: int
+    step: int  # steps taken
+    steps: int  # in all
+
+
+class Handle:
+    """A request on its way; made by ``AsyncEngine.submit``."""
+
+    def __init__(self, request_id: str, request: GenerationRequest, cancel: Callable[[str], None]) -> None:
+        self.request_id = request_id
+        self.request = request  # resolved: its seed is fixed, so that a retry draws the same picture
+        self.arrival = time.monotonic()
+        self.in_engine: set[int] = set()  # outputs that the engine process was given and hasn't ended
+        self.suspects: set[int] = set()  # outputs that were in a unit of work when the engine died
+        self._cancel = cancel
+        self._outputs: dict[int, Output] = {}
+        self._error: RequestError | None = None
+        self._events: deque[JobProgress | Output] = deque()
+        self._news = asyncio.Event()
+        self._end = asyncio.Event()
+
+    @property
+    def ended(self) -> bool:
+        return self._end.is_set()
+
+    @property
+    def missing(self) -> list[int]:
+        """The outputs that haven't come."""
+        return [index for index in range(self.request.n) if index not in self._outputs]
+
+    async def wait(self) -> None:
+        """Wait for the request's ending, whichever it is."""
+        await self._end.wait()
+
+    async def outputs(self) -> list[Output]:
+        """All outputs, by index. If the task that waits here is cancelled, so is the request.
+
+        Raises:
+            RequestError: one of the outputs failed, which has ended the others.
+        """
+        try:
+            await self._end.wait()
+        finally:
+            if not self.ended:
+                self._cancel(self.request_id)
+        if self._error:
+            raise self._error
+        return [self._outputs[index] for index in range(self.request.n)]
+
+    async def events(self) -> AsyncGenerator[JobProgress | Output, None]:
+        """Every step and every output as they come. Leaving early cancels the request.
+
+        Raises:
+            RequestError: one of the outputs failed, which has ended the others.
+        """
+        try:
+            while self._events or not self.ended:
+                if self._events:
+                    yield self._events.popleft()
+                else:
+                    self._news.clear()
+                    await self._news.wait()
+        finally:
+            if not self.ended:
+                self._cancel(self.request_id)
+        if self._error:
+            raise self._error
+
+    def tell(self, event: JobProgress | Output) -> None:
+        """Take in what came from the engine; nothing changes after the ending."""
+        if self.ended or event.index in self._outputs:
+            return
+        self._events.append(event)
+        self._news.set()
+        if isinstance(event, Output):
+            self._outputs[event.index] = event
+            if not self.missing:
+                self._end.set()
+
+    def fail(self, error: RequestError) -> None:
+        """End the request with ``error``, unless it has ended."""
+        if not self.ended:
+            self._error = error
+            self._end.set()
+            self._news.set()
+
+
+class AsyncEngine:
+    """Runs the engine in a process of its own, and keeps every request until its one ending.
+
+    If the engine process dies or hangs, it is started again and everything that hasn't ended is submitted again, with
+    its arrival time and seed. Outputs that were in the unit of work under way are retried once, alone, since one of
+    them may be to blame; they end with ``EngineDied`` if it happens again. After ``ATTEMPTS`` starts in a row that
+    fail, everything ends with ``EngineUnavailable``.
+
+    Args:
+        config: What the engine process runs.
+        patience: When it counts as hung.
+    """
+
+    def __init__(self, config: EngineConfig, patience: Patience | None = None) -> None:
+        self.config = config
+        self.patience = patience or Patience()
+        self.info: ModelInfo  # of the loaded model, once started
+        self.restarts = 0
+        self.on_message: Callable[[FromEngine], None] | None = None  # sees every message of the engine process
+        self._stats = Stats()
+        self._handles: dict[str, Handle] = {}  # in order of arrival
+        self._process: EngineProcess | None = None  # only while it is loaded and well
+        self._supervisor: asyncio.Task[None] | None = None
+        self._refusal: str | None = "the engine has not been started"  # what new requests are told, if anything
+        self._barren = 0  # processes in a row that died with work submitted before they began any
+
+    async def start(self) -> None:
+        """Start the engine process and wait until the model is loaded.
+
+        Raises:
+            SetupError: it can't be; the message is one line.
+        """
+        assert self._supervisor is None
+        loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._supervisor = asyncio.create_task(self._supervise(loaded), name="engine supervisor")
+        try:
+            await asyncio.wait({loaded, self._supervisor}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not loaded.done():
+                await self.stop()
+        if not loaded.done():
+            self._supervisor.result()  # raises
+
+    async def stop(self, drain_seconds: float = 0.0) -> None:
+        """Refuse new requests, give those in flight ``drain_seconds`` to end, and end the engine process."""
+        self._refusal = "the engine is shutting down"
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(drain_seconds):
+                    for handle in list(self._handles.values()):
+                        await handle.wait()
+        finally:
+            self._end_all(EngineUnavailable(self._refusal))
+            if self._supervisor:
+                self._supervisor.cancel()
+                await asyncio.wait({self._supervisor})
+
+    @property
+    def ready(self) -> bool:
+        """Whether the engine process is up, loaded and heard of, and not shutting down."""
+        return self._process is not None and self._refusal is None
+
+    @property
+    def pid(self) -> int | None:
+        """The engine process's id, while it is up and loaded."""
+        return self._process.pid if self._process else None
+
+    @property
+    def stats(self) -> Stats:
+        """The last statistics that came; while the engine restarts, all that is held counts as waiting."""
+        if self._process:
+            return self._stats
+        held = sum(len(handle.missing) for handle in self._handles.values() if not handle.ended)
+        return msgspec.structs.replace(
+            self._stats, running=0, waiting=held, jobs_in_step=0, tokens_in_step=0, step_seconds=0.0
+        )
+
+    def submit(self, request: GenerationRequest, request_id: str | None = None) -> Handle:
+        """Take in a request; it then ends exactly once.
+
+        Raises:
+            RequestError: the request can't be served by this model, or its id is in use.
+            EngineUnavailable: the engine is not started, shutting down or broken.
+        """
+        if self._refusal:
+            raise EngineUnavailable(self._refusal)
+        request_id = request_id or uuid.uuid4().hex
+        if request_id in self._handles:
+            raise InvalidValue("another request with this id has not ended yet", "request_id")
+        handle = Handle(request_id, request.resolve(self.info), self.cancel)
+        self._handles[request_id] = handle
+        self._send(handle)
+        return handle
+
+    def cancel(self, request_id: str) -> None:
+        """End a request with ``RequestCancelled``; one that has ended, or never was, is left as it is."""
+        handle = self._handles.get(request_id)
+        if handle and not handle.ended:
+            self._end(handle, RequestCancelled("the request was cancelled"))
+
+    def _end(self, handle: Handle, error: RequestError) -> None:
+        handle.fail(error)
+        if self._process and handle.in_engine:
+            self._process.send(Cancel(handle.request_id))
+        self._release(handle)
+
+    def _end_all(self, error: RequestError) -> None:
+        for handle in list(self._handles.values()):
+            self._end(handle, error)
+
+    def _release(self, handle: Handle) -> None:
+        """Forget a request that has ended, once nothing more can come for it, so that its id is free again."""
+        if handle.ended and not handle.in_engine:
+            del self._handles[handle.request_id]
+
+    def _send(self, handle: Handle) -> None:
+        """Submit what is missing of a request; without a process to take it, it is held until there is one."""
+        if not self._process:
+            return
+        handle.in_engine = set(handle.missing)
+        for indices, alone in ((handle.in_engine & handle.suspects, True), (handle.in_engine - handle.suspects, False)):
+            if indices:
+                self._process.send(
+                    Submit(handle.request_id, handle.request, sorted(indices), handle.arrival, alone=alone)
+                )
+
+    async def _supervise(self, loaded: asyncio.Future[None]) -> None:
+        """Keep an engine process running, from the start until ``stop`` or until it can't be started any more."""
+        failures, pause = 0, 0.0
+        try:
+            while failures < ATTEMPTS:
+                await asyncio.sleep(pause)
+                finished = False
+                try:
+                    async with engine_process(self.config) as process:
+                        info = await process.loaded(self.patience.load)
+                        failures = 0
+                        self._begin(process, info, loaded)
+                        finished = await self._listen(process)
+                except SetupError as error:
+                    if not loaded.done():
+                        raise
+                    failures += 1
+                    log.error("the engine process could not be restarted (%d of %d): %s", failures, ATTEMPTS, error)
+                pause = SHORTEST_PAUSE if finished else min(2 * pause + SHORTEST_PAUSE, LONGEST_PAUSE)
+        finally:
+            self._process = None
+            self._refusal = self._refusal or "the engine process can't be started again"
+            self._end_all(EngineUnavailable(self._refusal))
+            self._handles.clear()
+
+    def _begin(self, process: EngineProcess, info: ModelInfo, loaded: asyncio.Future[None]) -> None:
+        """Hand everything that is held to a process that has loaded its model."""
+        self.info = info
+        self._process = process
+        if loaded.done():
+            self.restarts += 1
+        else:
+            self._refusal = None
+            loaded.set_result(None)
+        for handle in self._handles.values():
+            self._send(handle)
+
+    async def _listen(self, process: EngineProcess) -> bool:
+        """Take in messages until the process is gone; returns whether it finished any output."""
+        finished = False
+        patience = self.patience.silence
+        while True:
+            try:
+                message = await process.receive(patience)
+            except EngineGone as gone:
+                log.error("the engine process %s", gone)
+                self._process = None
+                self._recover(gone.unit)
+                return finished
+            expected = message.seconds if isinstance(message, Unit) else 0.0
+            patience = max(self.patience.silence, self.patience.factor * expected)
+            finished |= isinstance(message, Output)
+            self._take(message)
+            if self.on_message:
+                self.on_message(message)
+
+    def _take(self, message: FromEngine) -> None:
+        if isinstance(message, Stats):
+            self._stats = message
+        elif isinstance(message, Progress):
+            for request_id, *progress in message.jobs:
+                if request_id in self._handles:
+                    self._handles[request_id].tell(JobProgress(*progress))
+        elif isinstance(message, Output | Failure | Cancelled) and message.request_id in self._handles:
+            self._take_ending(self._handles[message.request_id], message)
+
+    def _take_ending(self, handle: Handle, message: Output | Failure | Cancelled) -> None:
+        handle.in_engine.discard(message.index)
+        if isinstance(message, Output):
+            handle.tell(message)
+            self._release(handle)
+        elif isinstance(message, Failure):
+            self._end(handle, REQUEST_ERRORS[message.code](message.message, message.param))
+        else:
+            self._end(handle, RequestCancelled("the request was cancelled"))
+
+    def _recover(self, unit: Unit | None) -> None:
+        """Decide, after a process is gone, what becomes of each request; ``unit`` is what it was doing."""
+        jobs = set(unit.jobs) if unit else set()
+        for handle in list(self._handles.values()):
+            handle.in_engine.clear()
+            involved = {index for index in handle.missing if (handle.request_id, index) in jobs}
+            if involved & handle.suspects:
+                handle.fail(EngineDied("the engine process died twice while it worked on this request"))
+            handle.suspects |= involved
+            self._release(handle)
+        self._barren = self._barren + 1 if self._handles and unit is None else 0
+        if self._barren == ATTEMPTS:  # something that was submitted ends it at once, and there is no telling what
+            self._end_all(EngineDied("the engine process dies before it can begin to work on this request"))
+            self._barren = 0

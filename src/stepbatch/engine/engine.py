@@ -1,0 +1,228 @@
+"""The loop: schedule, encode, denoise, decode, one denoising step at a time. No torch here; the runner has it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from itertools import count
+from typing import Protocol
+
+from stepbatch.config import EngineConfig
+from stepbatch.engine.messages import Cancelled, Failure, FromEngine, Output, Progress, Stats, Submit, Unit
+from stepbatch.engine.scheduler import Scheduler
+from stepbatch.errors import REQUEST_ERRORS, GenerationFailed, RequestError
+from stepbatch.model_info import ModelInfo
+from stepbatch.request import GenerationRequest, Job, JobState
+
+log = logging.getLogger(__name__)
+
+FIRST_UNIT_SECONDS = 60.0  # what a unit of a kind is said to take before one has been measured
+
+
+class Runner(Protocol):
+    """What the engine needs of the thing that computes; ``engine.runner`` has the real one, ``testing`` a fake.
+
+    The methods that take jobs change nothing if they raise, so that the engine may call them again with fewer.
+    """
+
+    info: ModelInfo
+
+    def check(self, request: GenerationRequest) -> None:
+        """Raise ``RequestError`` for a resolved request that the model can't serve."""
+
+    def tokens(self, request: GenerationRequest) -> int:
+        """What a step of one output costs: the tokens of its sequences."""
+
+    def encode(self, jobs: Sequence[Job]) -> None:
+        """Make prompt embeddings, noise and noise schedule."""
+
+    def denoise(self, jobs: Sequence[Job]) -> None:
+        """Take one denoising step of every job, in one forward pass."""
+
+    def decode(self, jobs: Sequence[Job]) -> list[bytes | RequestError]:
+        """Make RGB pixels, 8 bits each, rows from the top; or say what is wrong with a job's output."""
+
+    def forget(self, job: Job) -> None:
+        """Free what is held for a job that has ended, if anything is."""
+
+    def peak_memory_mb(self) -> float:
+        """The most memory that was in use since the start, MiB."""
+
+
+class Engine:
+    """Runs jobs to their endings; each accepted job ends exactly once, told through ``emit``.
+
+    Args:
+        runner: Computes.
+        config: The batching limits are read here.
+        emit: Takes every message: units of work as they begin, progress, endings, statistics.
+        poll: Called between units of work; may call ``submit`` and ``cancel``.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        config: EngineConfig,
+        emit: Callable[[FromEngine], None] = lambda message: None,
+        poll: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.runner = runner
+        self.scheduler = Scheduler(config.batching)
+        self.emit = emit
+        self.poll = poll
+        self.stats = Stats()
+        self._seconds: dict[tuple[str, int], float] = {}  # kind and size of unit -> seconds, a slowly falling maximum
+        self._ids = count()
+
+    def submit(self, message: Submit) -> None:
+        """Take in a request's jobs, or emit the failure of each."""
+        try:
+            request = message.request.resolve(self.runner.info)
+            self.runner.check(request)
+            tokens = self.runner.tokens(request)
+        except RequestError as error:
+            for index in message.indices:
+                self.emit(_failure((message.request_id, index), error))
+            return
+        for index in message.indices:
+            self.scheduler.add(Job(message.request_id, index, request, tokens, message.arrival, message.alone))
+
+    def cancel(self, request_id: str) -> None:
+        """End the jobs of a request that haven't ended. They are in no later unit of work."""
+        for job in self.scheduler.get(request_id):
+            job.cancel()
+            self._forget(job)
+            self.emit(Cancelled(*job.id))
+
+    @property
+    def idle(self) -> bool:
+        return not len(self.scheduler)
+
+    def step(self) -> None:
+        """One round: encode newcomers, take a denoising step, decode those that are done."""
+        plan = self.scheduler.schedule()
+        self._run("encode", plan.encode, self.runner.encode)
+        for job in plan.encode:
+            if not job.ended:
+                job.to(JobState.RUNNING)
+        began = time.monotonic()
+        stepped = self._run("denoise", plan.denoise, self.runner.denoise)
+        seconds = time.monotonic() - began
+        pictures: dict[tuple[str, int], bytes] = {}
+        self._run("decode", plan.decode, lambda jobs: self._decode(jobs, pictures))
+        for job in self.scheduler.advance(plan):
+            self.runner.forget(job)
+            self.emit(_output(job, pictures[job.id]))
+        if progress := [(*job.id, job.step, job.steps) for job in stepped if not job.ended]:
+            self.emit(Progress(progress))
+        self._tell_stats(stepped, seconds)
+
+    def heartbeat(self) -> None:
+        """Say that no step is under way, and what there is to do."""
+        self._tell_stats([], 0.0)
+
+    def generate(self, requests: Iterable[GenerationRequest]) -> list[list[Output]]:
+        """Run requests to their ends in this process, batched with each other.
+
+        Returns:
+            The outputs of each request, in order.
+
+        Raises:
+            RequestError: one of the requests failed; the others' results are lost.
+        """
+        outputs: dict[tuple[str, int], Output] = {}
+        failures: list[Failure] = []
+        names: list[tuple[str, int]] = []  # and how many outputs
+        keep, self.emit = self.emit, lambda message: _collect(message, outputs, failures)
+        try:
+            for request in requests:
+                names.append((f"generate-{next(self._ids)}", request.n))
+                self.submit(Submit(names[-1][0], request, list(range(request.n)), time.monotonic()))
+            while not self.idle and not failures:
+                self.step()
+        finally:
+            for name, _ in names:
+                self.cancel(name)
+            self.emit = keep
+        if failures:
+            raise REQUEST_ERRORS[failures[0].code](failures[0].message, failures[0].param)
+        return [[outputs[name, index] for index in range(n)] for name, n in names]
+
+    def _run(self, kind: str, jobs: Sequence[Job], work: Callable[[Sequence[Job]], object]) -> list[Job]:
+        """Announce and do one unit of work, then poll. Returns the jobs that have come through it."""
+        todo = deque([[job for job in jobs if not job.ended]])
+        while todo:
+            members = [job for job in todo.popleft() if not job.ended]
+            if not members:
+                continue
+            size = kind, sum(job.tokens for job in members).bit_length()  # small units say nothing of large ones
+            self.emit(Unit(kind, [job.id for job in members], self._seconds.get(size, FIRST_UNIT_SECONDS)))
+            began = time.monotonic()
+            try:
+                work(members)
+            except Exception as error:  # noqa: BLE001  the one place: it ends the jobs at fault, not the engine
+                if len(members) > 1:
+                    todo.extend([job] for job in members)  # nothing has changed: find out who by trying each alone
+                    continue
+                self._fail(members[0], error)
+            seconds = time.monotonic() - began
+            self._seconds[size] = max(seconds, 0.95 * self._seconds.get(size, 0.0))
+            for job in members:
+                if kind == "encode":
+                    job.times.queue = began - job.arrival
+                setattr(job.times, kind, getattr(job.times, kind) + seconds)
+            self.poll()
+        return [job for job in jobs if not job.ended]
+
+    def _decode(self, jobs: Sequence[Job], pictures: dict[tuple[str, int], bytes]) -> None:
+        for job, picture in zip(jobs, self.runner.decode(jobs), strict=True):
+            if isinstance(picture, RequestError):
+                self._fail(job, picture)
+            else:
+                pictures[job.id] = picture
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        if job.ended:  # cancelled by a poll within the unit of work
+            return
+        if not isinstance(error, RequestError):
+            log.error("job %s/%d failed", *job.id, exc_info=error)
+            error = GenerationFailed("the model failed on this request")
+        job.fail(error)
+        self._forget(job)
+        self.emit(_failure(job.id, error))
+
+    def _forget(self, job: Job) -> None:
+        self.scheduler.remove(job)
+        self.runner.forget(job)
+
+    def _tell_stats(self, stepped: Sequence[Job], seconds: float) -> None:
+        waiting = self.scheduler.waiting
+        self.stats = Stats(
+            running=len(self.scheduler) - waiting,
+            waiting=waiting,
+            steps=self.stats.steps + bool(stepped),
+            jobs_in_step=len(stepped),
+            tokens_in_step=sum(job.tokens for job in stepped),
+            step_seconds=seconds if stepped else 0.0,
+            peak_memory_mb=self.runner.peak_memory_mb(),
+        )
+        self.emit(self.stats)
+
+
+def _failure(job: tuple[str, int], error: RequestError) -> Failure:
+    return Failure(*job, error.code, error.message, error.param)
+
+
+def _output(job: Job, pixels: bytes) -> Output:
+    assert job.request.width is not None
+    assert job.request.height is not None
+    return Output(*job.id, job.seed, job.request.width, job.request.height, pixels, job.times)
+
+
+def _collect(message: FromEngine, outputs: dict[tuple[str, int], Output], failures: list[Failure]) -> None:
+    if isinstance(message, Output):
+        outputs[message.request_id, message.index] = message
+    elif isinstance(message, Failure):
+        failures.append(message)

@@ -1,0 +1,143 @@
+"""The engine process: messages in from a socket, the engine's loop, messages out.
+
+Started by ``engine.supervisor`` as ``python -m stepbatch.engine.process ADDRESS RECORD CONFIG``: the socket's address,
+the number of an open file for the flight record, and the ``EngineConfig`` as JSON. Standard input is a pipe that the
+parent holds open for as long as it lives. Exit status 0 when told to leave, 2 when it can't start as configured.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+import zmq
+
+from stepbatch.config import EngineConfig
+from stepbatch.engine.engine import Engine, Runner
+from stepbatch.engine.messages import (
+    Cancel,
+    FromEngine,
+    Ready,
+    Refused,
+    Shutdown,
+    Submit,
+    Unit,
+    decode_to_engine,
+    encode,
+)
+from stepbatch.errors import SetupError
+from stepbatch.testing import FakeRunner
+
+HEARTBEAT_SECONDS = 1.0
+LENGTH_BYTES = 4  # of the flight record's prefix
+
+
+class Link:
+    """The engine process's end of the socket, and its flight record.
+
+    The socket's own thread sends what ``send`` hands it, so a message can be lost if the process dies right after.
+    Which unit of work was under way must not be, so each is also written to a file, which outlives the process.
+    """
+
+    def __init__(self, address: str, record: int) -> None:
+        self._record = record
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.PAIR)
+        self._socket.set_hwm(0)  # bounded by the requests that were let in at the door
+        self._socket.connect(address)
+        self.last_sent = 0.0  # monotonic seconds
+
+    def send(self, message: FromEngine) -> None:
+        data = encode(message)
+        if isinstance(message, Unit):
+            os.pwrite(self._record, len(data).to_bytes(LENGTH_BYTES, "big") + data, 0)
+        self._socket.send(data)
+        self.last_sent = time.monotonic()
+
+    def pending(self, seconds: float = 0.0) -> bool:
+        """Whether there is a message to take; waits up to ``seconds`` for one."""
+        return bool(self._socket.poll(int(seconds * 1000)))
+
+    def take(self) -> Submit | Cancel | Shutdown:
+        return decode_to_engine(self._socket.recv())
+
+    def close(self, linger_seconds: float) -> None:
+        """Leave; wait up to ``linger_seconds`` until what was sent is out."""
+        self._socket.close(linger=int(linger_seconds * 1000))
+        self._context.term()
+
+
+def serve(runner: Runner, config: EngineConfig, link: Link) -> None:
+    """Run the engine until it is told to leave, which raises ``SystemExit``."""
+
+    def drain() -> None:
+        while link.pending():
+            message = link.take()
+            if isinstance(message, Shutdown):
+                sys.exit(0)
+            elif isinstance(message, Cancel):
+                engine.cancel(message.request_id)
+            else:
+                engine.submit(message)
+            if time.monotonic() - link.last_sent > HEARTBEAT_SECONDS:  # thousands to read in must not look like a hang
+                engine.heartbeat()
+
+    engine = Engine(runner, config, emit=link.send, poll=drain)
+    while True:
+        drain()
+        if engine.idle:
+            engine.heartbeat()
+            link.pending(HEARTBEAT_SECONDS)
+        else:
+            engine.step()
+
+
+def load(config: EngineConfig) -> Runner:
+    """Make the runner that the configuration asks for; raises ``SetupError``."""
+    if config.model.backend == "fake":
+        return FakeRunner(config.model)
+    from stepbatch.engine.runner import load_runner  # here, because it brings in torch
+
+    return load_runner(config)
+
+
+def leave_with_parent(address: str) -> None:
+    """End this process, also in the middle of a computation, when the parent's end of standard input is closed."""
+    while os.read(0, 4096):
+        pass
+    path = Path(address.removeprefix("ipc://"))
+    with suppress(OSError):  # the parent was killed, so nobody else tidies up
+        path.unlink()
+        path.parent.rmdir()
+    os._exit(1)
+
+
+def main(address: str, record: str, config_json: str) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group or service; the parent decides
+        signal.signal(number, lambda *_: None)  # not SIG_IGN, which processes started from here would inherit
+    threading.Thread(target=leave_with_parent, args=(address,), daemon=True).start()
+    logging.basicConfig(format="%(levelname)s: engine: %(message)s")
+    config = msgspec.json.decode(config_json, type=EngineConfig)
+    link = Link(address, int(record))
+    try:
+        runner = load(config)
+    except SetupError as error:
+        link.send(Refused(str(error)))
+        link.close(linger_seconds=5.0)
+        sys.exit(2)
+    link.send(Ready(runner.info))
+    try:
+        serve(runner, config, link)
+    finally:
+        link.close(linger_seconds=0.0)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

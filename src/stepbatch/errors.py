@@ -1,0 +1,179 @@
+"""Every error that stepbatch raises on purpose.
+
+::
+
+    StepbatchError
+    ├── SetupError                  refused at start, one line on stderr, exit status 2
+    │   ├── CheckpointError         missing, incomplete, pickled or of an unknown pipeline
+    │   └── OptionError             an unknown flag or a value that a flag can't take
+    └── RequestError                has an HTTP status, a code and, where one field is at fault, its name
+        ├── InvalidValue            400 invalid_value
+        ├── UnknownParameter        400 unknown_parameter
+        ├── InvalidJSON             400 invalid_json
+        ├── NotFound                404 not_found
+        ├── ModelNotFound           404 model_not_found
+        ├── MethodNotAllowed        405 method_not_allowed
+        ├── PayloadTooLarge         413 payload_too_large
+        ├── RequestCancelled        499 request_cancelled
+        ├── GenerationFailed        500 generation_failed
+        ├── InvalidModelOutput      500 invalid_model_output
+        ├── InternalError           500 internal_error
+        ├── EngineUnavailable       503 engine_unavailable
+        └── EngineDied              503 engine_died
+"""
+
+from __future__ import annotations
+
+
+class StepbatchError(Exception):
+    """The root: catch this for anything that stepbatch raises on purpose."""
+
+
+class SetupError(StepbatchError):
+    """The engine or server can't start as asked."""
+
+
+class CheckpointError(SetupError):
+    """A checkpoint that can't be served; the message names it and says why."""
+
+
+class OptionError(SetupError):
+    """A command-line option that doesn't exist or can't have this value."""
+
+
+class RequestError(StepbatchError):
+    """A request that ends without a result.
+
+    Args:
+        message: One sentence for the caller.
+        param: The field at fault, if one is.
+    """
+
+    status = 400
+    code = "invalid_request"
+    type = "invalid_request_error"
+    should_retry: bool | None = None  # what clients are told by x-should-retry; None leaves it to the status
+    retry_after: int | None = None  # seconds
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class InvalidValue(RequestError):
+    """A field's value is of the wrong type, out of range or not served by this model."""
+
+    code = "invalid_value"
+
+
+class UnknownParameter(RequestError):
+    """A field that is neither served nor on the list of fields that are ignored."""
+
+    code = "unknown_parameter"
+
+
+class InvalidJSON(RequestError):
+    """The body is not a JSON object."""
+
+    code = "invalid_json"
+
+
+class NotFound(RequestError):
+    """No such route or file."""
+
+    status = 404
+    code = "not_found"
+
+
+class ModelNotFound(RequestError):
+    """The named model is not the one that is served."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class MethodNotAllowed(RequestError):
+    """The route exists, the method doesn't."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class PayloadTooLarge(RequestError):
+    """The body is over the limit."""
+
+    status = 413
+    code = "payload_too_large"
+
+
+class RequestCancelled(RequestError):
+    """The caller went away or asked for the end."""
+
+    status = 499
+    code = "request_cancelled"
+
+
+class GenerationFailed(RequestError):
+    """The model raised while it worked on this request."""
+
+    status = 500
+    code = "generation_failed"
+    type = "server_error"
+    should_retry = False
+
+
+class InvalidModelOutput(RequestError):
+    """The model made NaN or infinite values for this request."""
+
+    status = 500
+    code = "invalid_model_output"
+    type = "server_error"
+    should_retry = False
+
+
+class InternalError(RequestError):
+    """A fault of the server; details are in its log, never in the answer."""
+
+    status = 500
+    code = "internal_error"
+    type = "server_error"
+
+
+class EngineUnavailable(RequestError):
+    """The engine is starting, restarting or shutting down."""
+
+    status = 503
+    code = "engine_unavailable"
+    type = "server_error"
+    retry_after = 5
+
+
+class EngineDied(RequestError):
+    """The engine process died twice while it worked on this request."""
+
+    status = 503
+    code = "engine_died"
+    type = "server_error"
+    should_retry = False
+
+
+REQUEST_ERRORS: dict[str, type[RequestError]] = {
+    cls.code: cls
+    for cls in (
+        RequestError,
+        InvalidValue,
+        UnknownParameter,
+        InvalidJSON,
+        NotFound,
+        ModelNotFound,
+        MethodNotAllowed,
+        PayloadTooLarge,
+        RequestCancelled,
+        GenerationFailed,
+        InvalidModelOutput,
+        InternalError,
+        EngineUnavailable,
+        EngineDied,
+    )
+}

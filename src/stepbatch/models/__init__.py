@@ -1,0 +1,33 @@
+"""The models that run natively, and how the right one is found."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it says at import which image processors it can't have
+
+from stepbatch.config import EngineConfig  # noqa: E402
+from stepbatch.errors import CheckpointError  # noqa: E402
+from stepbatch.models.base import Model  # noqa: E402
+from stepbatch.models.loading import find_checkpoint, read_index  # noqa: E402
+from stepbatch.models.z_image import ZImage  # noqa: E402
+
+NATIVE: dict[str, type[Model]] = {  # the pipeline's class in model_index.json
+    "ZImagePipeline": ZImage,
+}
+
+
+def load_model(config: EngineConfig) -> Model:
+    """Load the checkpoint at ``config.model.model_path``.
+
+    Raises:
+        CheckpointError: it is missing, incomplete, pickled, or its pipeline has no native model.
+        OptionError: the device or a default is not to be had.
+    """
+    index = read_index(find_checkpoint(config.model.model_path))
+    pipeline = index["_class_name"]
+    if pipeline not in NATIVE:
+        raise CheckpointError(
+            f"{config.model.model_path} is a {pipeline}, which has no native model; there are: {', '.join(NATIVE)}"
+        )
+    return NATIVE[pipeline](config)

@@ -1,0 +1,172 @@
+"""From a checkpoint's folder to its parts: diffusers and transformers load, and what is wrong is said in one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+from stepbatch.config import EngineConfig, ModelConfig
+from stepbatch.errors import CheckpointError, InvalidValue, OptionError
+from stepbatch.model_info import ModelInfo
+from stepbatch.models.defaults import make_defaults, settings
+from stepbatch.request import GenerationRequest
+
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # what is fetched of a repository
+
+
+def find_checkpoint(path: str) -> Path:
+    """The folder of a checkpoint given by folder or by repository name, which is fetched.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    parts = path.split("/")
+    if len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~"):
+        raise CheckpointError(f"there is no folder {path}")
+    try:
+        return Path(snapshot_download(path, allow_patterns=FILES))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"there is no folder {path}, and no such repository could be fetched") from error
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Read ``model_index.json`` and see that every part it lists is there, in safetensors.
+
+    Raises:
+        CheckpointError: it isn't.
+    """
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} has no model_index.json: it is not a checkpoint in diffusers' layout") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'model_index.json'} can't be read: {error}") from error
+    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
+        raise CheckpointError(f"{folder / 'model_index.json'} names no pipeline")
+    for name, value in index.items():
+        if isinstance(value, list) and value != [None, None]:
+            _check_part(folder / name)
+    return index
+
+
+def _check_part(part: Path) -> None:
+    files = sorted(p.name for p in part.iterdir()) if part.is_dir() else []
+    if not any(f.endswith(".json") for f in files):
+        raise CheckpointError(f"{part.parent} is incomplete: {part.name} is missing")
+    weights = [f for f in files if f.endswith(".safetensors")]
+    if not weights and any(f.endswith(PICKLED) for f in files):
+        raise CheckpointError(f"{part} holds pickled weights, which could run code; only safetensors are loaded")
+    if not weights and part.name not in ("scheduler", "tokenizer"):
+        raise CheckpointError(f"{part.parent} is incomplete: {part.name} has no weights")
+    for file in files:
+        if file.endswith(".safetensors.index.json"):
+            missing = set(json.loads((part / file).read_text())["weight_map"].values()) - set(files)
+            if missing:
+                raise CheckpointError(f"{part.parent} is incomplete: {part.name}/{min(missing)} is missing")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that ``--device`` means.
+
+    Raises:
+        OptionError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise OptionError(f"--device {name} is not to be had here") from error
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The precision that ``--dtype`` means on this device."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def load_pipeline(cls: type[DiffusionPipeline], config: ModelConfig) -> tuple[Any, torch.device, torch.dtype]:
+    """Load all parts of a checkpoint, every one in the same precision.
+
+    Returns:
+        The pipeline (for its parts; it is never called), the device and the precision.
+
+    Raises:
+        CheckpointError: a part can't be loaded.
+    """
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    folder = find_checkpoint(config.model_path)
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    try:
+        pipeline = cls.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{folder} can't be loaded: {reason}") from error
+    return pipeline.to(device), device, dtype
+
+
+def model_info(
+    config: EngineConfig,
+    pipeline: Any,
+    *,
+    size_multiple: int,
+    longest_side: int,
+    longest_prompt: int,
+    uses: Sequence[str],
+) -> ModelInfo:
+    """What a loaded model says of itself; the limits given are the architecture's, the table's may be tighter.
+
+    Raises:
+        OptionError: a ``--default-...`` flag has a value that the model can't serve.
+    """
+    folder = find_checkpoint(config.model.model_path)
+    name = checkpoint_name(folder)
+    values = settings(name, folder, type(pipeline).__name__, pipeline.scheduler.config["shift"])
+    values.setdefault("max_sequence_length", min(512, longest_prompt))
+    max_side = min(values["max_side"], longest_side) // size_multiple * size_multiple
+    for side in ("width", "height"):
+        values[side] = min(values[side], max_side)
+    info = ModelInfo(
+        id=config.model.served_model_name or name,
+        path=config.model.model_path,
+        pipeline=type(pipeline).__name__,
+        device=str(pipeline.device),
+        dtype=str(pipeline.dtype).removeprefix("torch."),
+        size_multiple=size_multiple,
+        min_side=max(values["min_side"], size_multiple),
+        max_side=max_side,
+        max_sequence_length=longest_prompt,
+        defaults=make_defaults(values, config.defaults),
+        uses=tuple(uses),
+    )
+    try:
+        GenerationRequest(prompt="any").resolve(info)
+    except InvalidValue as error:
+        raise OptionError(f"the default {error.message}") from error
+    return info
+
+
+def checkpoint_name(folder: Path) -> str:
+    """The name of a checkpoint's folder, or of the repository where it lies in the hub's cache."""
+    for part in reversed(folder.resolve().parts):
+        if part.startswith("models--"):
+            return part.split("--")[-1]
+    return folder.resolve().name

@@ -1,0 +1,406 @@
+"""Z-Image: checkpoints of diffusers' ``ZImagePipeline``, with the transformer's forward pass packed.
+
+The transformer runs on ``[picture, prompt]`` sequences. Prompt and picture are each filled up to a multiple of 32 tokens
+with learned pad tokens that do take part in attention; that is how the model was trained. Prompts pass their own two
+refiner blocks first. Those depend on no timestep, so they belong to ``encode`` here.
+
+The architecture is that of https://github.com/Tongyi-MAI/Z-Image; parameter names are those of diffusers'
+``ZImageTransformer2DModel``, whose state dict is loaded as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import ZImagePipeline
+from torch import nn
+from torch.nn import functional as F
+
+from stepbatch.config import EngineConfig
+from stepbatch.errors import InvalidValue
+from stepbatch.model_info import ModelInfo
+from stepbatch.models.base import Model, PackedSequence, Start
+from stepbatch.models.loading import load_pipeline, model_info
+from stepbatch.models.noise_schedule import check_flow_match, flow_match_sigmas
+from stepbatch.models.packed import Segments, attention, chunk_rows, in_chunks, rotate
+from stepbatch.request import GenerationRequest
+
+PATCH = 2  # latent pixels to a side of a token
+MULTIPLE = 32  # prompt and picture are filled up to this many tokens
+TIME_CHANNELS = 256
+ROTARY_CACHE = 256  # entries
+
+
+def padded(length: int) -> int:
+    """``length`` rounded up to what the transformer was trained on."""
+    return -(-length // MULTIPLE) * MULTIPLE
+
+
+@dataclass(eq=False)
+class Prompt:
+    """A prompt after the refiner blocks: ``[L, D]``, pads included."""
+
+    rows: torch.Tensor
+
+
+@dataclass(eq=False)
+class Layout:
+    """What a batch's forward pass needs to know of its members, pictures being filled up with pads."""
+
+    picture_rows: torch.Tensor  # [Tx] row of the packed latents, any for a pad
+    pads: torch.Tensor  # [P] rows among Tx that are pads
+    picture_job: torch.Tensor  # [Tx] row of the modulation table
+    picture_rotary: torch.Tensor  # complex64 [Tx, 1, head_dim / 2]
+    picture_segments: Segments
+    prompts: torch.Tensor  # [Tp, D]
+    order: torch.Tensor  # [T] rows of the pictures and then the prompts, by sequence
+    job: torch.Tensor  # [T]
+    rotary: torch.Tensor  # complex64 [T, 1, head_dim / 2]
+    segments: Segments
+    out_rows: torch.Tensor  # [R'] the rows among T that are pictures
+    out_job: torch.Tensor  # [R']
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with a learned scale."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """The projections around attention; attention itself needs the whole sequence, these are row by row."""
+
+    def __init__(self, dim: int, heads: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_k = nn.Linear(dim, dim, bias=False)
+        self.to_v = nn.Linear(dim, dim, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim, bias=False)])
+        self.norm_q = RMSNorm(dim // heads, 1e-5) if qk_norm else nn.Identity()
+        self.norm_k = RMSNorm(dim // heads, 1e-5) if qk_norm else nn.Identity()
+
+    def project(self, x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
+        """``[T, D]`` to queries, keys and values, ``[T, 3, heads, head_dim]``."""
+        query = rotate(self.norm_q(self.to_q(x).unflatten(-1, (self.heads, -1))), rotary)
+        key = rotate(self.norm_k(self.to_k(x).unflatten(-1, (self.heads, -1))), rotary)
+        return torch.stack((query, key, self.to_v(x).unflatten(-1, (self.heads, -1))), dim=1)
+
+
+class FeedForward(nn.Module):
+    """The gated feed-forward, row by row."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        hidden = int(dim / 3 * 8)
+        self.w1 = nn.Linear(dim, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, dim, bias=False)
+        self.w3 = nn.Linear(dim, hidden, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gated: torch.Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return gated
+
+
+class Block(nn.Module):
+    """One transformer block over packed sequences; without ``modulation`` it knows no timestep."""
+
+    def __init__(self, dim: int, heads: int, norm_eps: float, qk_norm: bool, modulation: bool) -> None:
+        super().__init__()
+        self.attention = Attention(dim, heads, qk_norm)
+        self.feed_forward = FeedForward(dim)
+        self.attention_norm1 = RMSNorm(dim, norm_eps)
+        self.ffn_norm1 = RMSNorm(dim, norm_eps)
+        self.attention_norm2 = RMSNorm(dim, norm_eps)
+        self.ffn_norm2 = RMSNorm(dim, norm_eps)
+        if modulation:
+            self.adaLN_modulation = nn.Sequential(nn.Linear(min(dim, TIME_CHANNELS), 4 * dim))
+
+    def table(self, time: torch.Tensor) -> torch.Tensor:
+        """Modulation rows, ``[J, 256]`` to ``[J, 4 D]``: scale and gate of attention, scale and gate of feed-forward."""
+        scale_attention, gate_attention, scale_ffn, gate_ffn = self.adaLN_modulation(time).chunk(4, dim=-1)
+        return torch.cat((1 + scale_attention, gate_attention.tanh(), 1 + scale_ffn, gate_ffn.tanh()), dim=-1)
+
+    def forward(
+        self,
+        x: torch.Tensor,  # [T, D]
+        rotary: torch.Tensor,
+        segments: Segments,
+        time: torch.Tensor | None = None,  # [J, 256]
+        job: torch.Tensor | None = None,  # [T]
+    ) -> torch.Tensor:
+        table = None if time is None else self.table(time)
+        size = chunk_rows(self.feed_forward.w1.out_features, x.device)
+
+        def modulation(rows: slice) -> tuple[torch.Tensor | None, ...]:
+            if table is None or job is None:
+                return (None,) * 4
+            return table.index_select(0, job[rows]).chunk(4, dim=-1)
+
+        def before(rows: slice) -> torch.Tensor:
+            scale = modulation(rows)[0]
+            normed = self.attention_norm1(x[rows])
+            return self.attention.project(normed if scale is None else normed * scale, rotary[rows])
+
+        def after(rows: slice) -> torch.Tensor:
+            _, gate, scale_ffn, gate_ffn = modulation(rows)
+            y = _gated(x[rows], self.attention_norm2(self.attention.to_out[0](attended[rows])), gate)
+            normed = self.ffn_norm1(y)
+            return _gated(y, self.ffn_norm2(self.feed_forward(normed if scale_ffn is None else normed * scale_ffn)), gate_ffn)
+
+        projected = in_chunks(before, len(x), size)
+        attended = attention(*projected.unbind(1), segments)
+        return in_chunks(after, len(x), size)
+
+
+def _gated(x: torch.Tensor, update: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
+    return x + update if gate is None else torch.addcmul(x, update, gate)
+
+
+class FinalLayer(nn.Module):
+    """Rows of the transformer to rows of latents."""
+
+    def __init__(self, dim: int, out: int) -> None:
+        super().__init__()
+        self.norm_final = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
+        self.linear = nn.Linear(dim, out)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(min(dim, TIME_CHANNELS), dim))
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor, job: torch.Tensor) -> torch.Tensor:
+        scale = (1 + self.adaLN_modulation(time)).index_select(0, job)
+        out: torch.Tensor = self.linear(self.norm_final(x) * scale)
+        return out
+
+
+class TimestepEmbedder(nn.Module):
+    """Sinusoids and a small network: ``[J]`` to ``[J, 256]``."""
+
+    def __init__(self, out: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(TIME_CHANNELS, 1024), nn.SiLU(), nn.Linear(1024, out))
+
+    def forward(self, time: torch.Tensor) -> torch.Tensor:
+        half = TIME_CHANNELS // 2
+        frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=time.device) / half)
+        angles = time[:, None].float() * frequencies
+        sinusoids = torch.cat((angles.cos(), angles.sin()), dim=-1)
+        embedded: torch.Tensor = self.mlp(sinusoids.to(self.mlp[0].weight.dtype))
+        return embedded
+
+
+class Transformer(nn.Module):
+    """The denoiser over packed sequences."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        dim, heads, eps = config["dim"], config["n_heads"], config["norm_eps"]
+        channels = PATCH * PATCH * config["in_channels"]
+
+        def blocks(count: int, modulation: bool) -> nn.ModuleList:
+            return nn.ModuleList([Block(dim, heads, eps, config["qk_norm"], modulation) for _ in range(count)])
+
+        self.t_scale: float = config["t_scale"]
+        self.axes_dims: list[int] = config["axes_dims"]
+        self.rope_theta: float = config["rope_theta"]
+        self.all_x_embedder = nn.ModuleDict({f"{PATCH}-1": nn.Linear(channels, dim)})
+        self.all_final_layer = nn.ModuleDict({f"{PATCH}-1": FinalLayer(dim, channels)})
+        self.noise_refiner = blocks(config["n_refiner_layers"], modulation=True)
+        self.context_refiner = blocks(config["n_refiner_layers"], modulation=False)
+        self.t_embedder = TimestepEmbedder(min(dim, TIME_CHANNELS))
+        self.cap_embedder = nn.Sequential(RMSNorm(config["cap_feat_dim"], eps), nn.Linear(config["cap_feat_dim"], dim))
+        self.x_pad_token = nn.Parameter(torch.empty(1, dim))
+        self.cap_pad_token = nn.Parameter(torch.empty(1, dim))
+        self.layers = blocks(config["n_layers"], modulation=True)
+
+    def rotary(self, positions: torch.Tensor) -> torch.Tensor:
+        """Positions ``[T, 3]`` (prompt or frame, row, column) to complex64 ``[T, 1, head_dim / 2]``."""
+        parts = []
+        for axis, dim in enumerate(self.axes_dims):
+            frequencies = 1.0 / self.rope_theta ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+            angles = torch.outer(positions[:, axis].double(), frequencies).float()
+            parts.append(torch.polar(torch.ones_like(angles), angles))
+        return torch.cat(parts, dim=-1).unsqueeze(1)
+
+    def refine_prompt(self, features: torch.Tensor) -> torch.Tensor:
+        """A text encoder's ``[L, D']`` to ``[padded(L), D]``, which no step changes."""
+        rows = self.cap_embedder(features)
+        pads = self.cap_pad_token.expand(padded(len(rows)) - len(rows), -1)
+        rows = torch.cat((rows, pads))
+        rotary, segments = self.rotary(prompt_positions(len(rows))).to(rows.device), Segments.of([len(rows)])
+        for block in self.context_refiner:
+            rows = block(rows, rotary, segments)
+        return rows
+
+    def forward(self, latents: torch.Tensor, sigma: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """``[R, C]`` latents and each job's ``[J]`` sigma to ``[R', C]`` velocities."""
+        dtype = self.x_pad_token.dtype
+        # diffusers goes through the timestep, and so do these roundings
+        time = self.t_embedder((1000 - sigma * 1000) / 1000 * self.t_scale).to(dtype)  # [J, 256]
+        x = self.all_x_embedder[f"{PATCH}-1"](latents.to(dtype)).index_select(0, layout.picture_rows)
+        if len(layout.pads):
+            x.index_copy_(0, layout.pads, self.x_pad_token.expand(len(layout.pads), -1))
+        for block in self.noise_refiner:
+            x = block(x, layout.picture_rotary, layout.picture_segments, time, layout.picture_job)
+        x = torch.cat((x, layout.prompts)).index_select(0, layout.order)
+        for block in self.layers:
+            x = block(x, layout.rotary, layout.segments, time, layout.job)
+        out = self.all_final_layer[f"{PATCH}-1"](x.index_select(0, layout.out_rows), time, layout.out_job)
+        return -out  # it predicts data minus noise
+
+
+class ZImage(Model):
+    """A loaded Z-Image checkpoint."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        pipeline, self.device, self.dtype = load_pipeline(ZImagePipeline, config.model)
+        self.noise_scheduler = check_flow_match(pipeline.scheduler)
+        self.tokenizer, self.text_encoder, self.vae = pipeline.tokenizer, pipeline.text_encoder, pipeline.vae
+        theirs = pipeline.transformer
+        with torch.device("meta"):
+            self.transformer = Transformer(dict(theirs.config))
+        self.transformer.load_state_dict(theirs.state_dict(), assign=True)
+        self.transformer.requires_grad_(False)
+        self.channels: int = theirs.config["in_channels"]
+        self.latent_pixel: int = pipeline.vae_scale_factor
+        self._rotary: dict[tuple[int, int, int], torch.Tensor] = {}  # by height, width and prompt length
+        lengths = theirs.config["axes_lens"]
+        token = PATCH * self.latent_pixel
+        self.info: ModelInfo = model_info(
+            config,
+            pipeline,
+            size_multiple=token,
+            longest_side=token * min(lengths[1:]),
+            longest_prompt=min(self.tokenizer.model_max_length, lengths[0] - MULTIPLE),
+            uses=("guidance_scale", "negative_prompt", "max_sequence_length", "flow_shift"),
+        )
+
+    def check(self, request: GenerationRequest) -> None:
+        limit = request.max_sequence_length
+        assert limit is not None
+        for name, prompt in zip(("prompt", "negative_prompt"), self.prompts(request), strict=False):
+            length = len(self._tokens(prompt))
+            if length > limit:
+                raise InvalidValue(f"{name} has {length} tokens and at most {limit} are allowed", name)
+
+    def prompts(self, request: GenerationRequest) -> list[str]:
+        assert request.guidance_scale is not None
+        return [request.prompt, request.negative_prompt or ""] if request.guidance_scale > 0 else [request.prompt]
+
+    def length(self, request: GenerationRequest, prompt: str) -> int:
+        assert request.width is not None and request.height is not None
+        height, width = self._grid(request.width, request.height)
+        return padded(height * width) + padded(len(self._tokens(prompt)))
+
+    def encode(self, prompt: str) -> Prompt:
+        tokens = torch.tensor([self._tokens(prompt)], device=self.device)
+        hidden = self.text_encoder(input_ids=tokens, output_hidden_states=True).hidden_states[-2][0]
+        return Prompt(self.transformer.refine_prompt(hidden.to(self.dtype)))
+
+    def start(self, request: GenerationRequest, seed: int) -> Start:
+        assert request.width is not None and request.height is not None and request.num_inference_steps is not None
+        height, width = self._grid(request.width, request.height)
+        shape = (1, self.channels, PATCH * height, PATCH * width)
+        noise = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
+        tokens = noise.view(self.channels, height, PATCH, width, PATCH).permute(1, 3, 2, 4, 0).reshape(height * width, -1)
+        sigmas = flow_match_sigmas(
+            self.noise_scheduler, request.num_inference_steps, height * width, request.flow_shift
+        )
+        return Start(tokens.to(self.device), sigmas.to(self.device))
+
+    def layout(self, sequences: Sequence[PackedSequence]) -> Layout:
+        grids = [self._grid(s.width, s.height) for s in sequences]
+        counts = [h * w for h, w in grids]
+        lengths = [padded(n) for n in counts]
+        prompt_lengths = [len(s.prompt.rows) for s in sequences]
+        picture_rotary = [
+            self._picture_rotary(h, w, length) for (h, w), length in zip(grids, prompt_lengths, strict=True)
+        ]
+        jobs = torch.tensor([s.job for s in sequences])
+        rows, pads, order, rotary, out_rows = [], [], [], [], []
+        at = x_at = 0
+        prompt_at = sum(lengths)
+        for s, n, length, prompt_length, turns in zip(
+            sequences, counts, lengths, prompt_lengths, picture_rotary, strict=True
+        ):
+            rows += [torch.arange(s.latents.start, s.latents.stop), torch.full((length - n,), s.latents.start)]
+            pads.append(torch.arange(x_at + n, x_at + length))
+            order += [torch.arange(x_at, x_at + length), torch.arange(prompt_at, prompt_at + prompt_length)]
+            rotary += [turns, self._prompt_rotary(prompt_length)]
+            out_rows.append(torch.arange(at, at + n))
+            at, x_at, prompt_at = at + length + prompt_length, x_at + length, prompt_at + prompt_length
+        both = [a + b for a, b in zip(lengths, prompt_lengths, strict=True)]
+        return Layout(
+            picture_rows=torch.cat(rows).to(self.device),
+            pads=torch.cat(pads).to(self.device),
+            picture_job=jobs.repeat_interleave(torch.tensor(lengths)).to(self.device),
+            picture_rotary=torch.cat(picture_rotary),
+            picture_segments=Segments.of(lengths),
+            prompts=torch.cat([s.prompt.rows for s in sequences]),
+            order=torch.cat(order).to(self.device),
+            job=jobs.repeat_interleave(torch.tensor(both)).to(self.device),
+            rotary=torch.cat(rotary),
+            segments=Segments.of(both),
+            out_rows=torch.cat(out_rows).to(self.device),
+            out_job=jobs.repeat_interleave(torch.tensor(counts)).to(self.device),
+        )
+
+    def denoise(self, layout: Layout, latents: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        velocity: torch.Tensor = self.transformer(latents, sigma, layout)
+        return velocity
+
+    def guide(self, positive: torch.Tensor, negative: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return positive + scale * (positive - negative)  # not the usual form: 0 is no guidance, as in diffusers
+
+    def decode(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
+        rows, columns = self._grid(width, height)
+        z = latents.view(rows, columns, PATCH, PATCH, self.channels).permute(4, 0, 2, 1, 3)
+        z = z.reshape(1, self.channels, PATCH * rows, PATCH * columns).to(self.dtype)
+        z = z / self.vae.config.scaling_factor + self.vae.config.shift_factor
+        picture: torch.Tensor = self.vae.decode(z, return_dict=False)[0][0]
+        return (picture.float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0)
+
+    def _grid(self, width: int, height: int) -> tuple[int, int]:
+        token = PATCH * self.latent_pixel
+        return height // token, width // token
+
+    def _tokens(self, prompt: str) -> list[int]:
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=True
+        )
+        tokens: list[int] = self.tokenizer(text).input_ids
+        return tokens
+
+    def _prompt_rotary(self, length: int) -> torch.Tensor:
+        return self._cached((0, 0, length), lambda: prompt_positions(length))
+
+    def _picture_rotary(self, height: int, width: int, prompt_length: int) -> torch.Tensor:
+        return self._cached((height, width, prompt_length), lambda: picture_positions(height, width, prompt_length))
+
+    def _cached(self, key: tuple[int, int, int], positions: Callable[[], torch.Tensor]) -> torch.Tensor:
+        if key not in self._rotary:
+            if len(self._rotary) == ROTARY_CACHE:
+                del self._rotary[next(iter(self._rotary))]
+            self._rotary[key] = self.transformer.rotary(positions()).to(self.device)
+        return self._rotary[key]
+
+
+def prompt_positions(length: int) -> torch.Tensor:
+    """``[L, 3]``: a prompt's tokens count up from 1 along the first axis."""
+    return F.pad(torch.arange(1, length + 1)[:, None], (0, 2))
+
+
+def picture_positions(height: int, width: int, prompt_length: int) -> torch.Tensor:
+    """``[padded(H * W), 3]``: a picture comes after its prompt; its pads lie at the origin."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    picture = torch.stack((torch.full_like(x, prompt_length + 1), y, x), dim=-1).flatten(0, 1)
+    return F.pad(picture, (0, 0, 0, padded(len(picture)) - len(picture)))

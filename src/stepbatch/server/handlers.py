@@ -1,0 +1,86 @@
+"""Errors as answers: the one body that every refusal and failure has, whatever raised it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Match
+
+from stepbatch.errors import InternalError, MethodNotAllowed, NotFound, PayloadTooLarge, RequestError
+
+log = logging.getLogger(__name__)
+
+
+def error_body(error: RequestError) -> bytes:
+    """OpenAI's shape, as JSON."""
+    fields = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+    # What callers sent may be quoted in it, lone surrogates included; those are no valid JSON text.
+    clean = {name: value and value.encode("utf-8", "replace").decode() for name, value in fields.items()}
+    return json.dumps({"error": clean}).encode()
+
+
+def error_response(error: RequestError, headers: Mapping[str, str] | None = None) -> Response:
+    """The answer for an error, with what clients are told about trying again."""
+    response = Response(error_body(error), status_code=error.status, headers=headers, media_type="application/json")
+    if error.should_retry is not None:
+        response.headers["x-should-retry"] = str(error.should_retry).lower()
+    if error.retry_after is not None:
+        response.headers["retry-after"] = str(error.retry_after)
+    return response
+
+
+def install(app: FastAPI) -> None:
+    """Answer every exception of ``app`` in the one shape."""
+    app.add_exception_handler(RequestError, _request_error)
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(Exception, _unhandled)
+
+
+async def _request_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    return error_response(error)
+
+
+async def _http_exception(request: Request, error: Exception) -> Response:
+    """What the framework refuses by itself: unknown routes and methods."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        return error_response(NotFound(f"there is no {_path(request)}"))
+    if error.status_code == 405:
+        headers = {"allow": ", ".join(_methods(request))}
+        return error_response(MethodNotAllowed(f"{_path(request)} has no {request.method}"), headers)
+    if error.status_code == 413:
+        return error_response(PayloadTooLarge(str(error.detail)))
+    if error.status_code < 500:
+        return error_response(RequestError(str(error.detail)))
+    return error_response(InternalError("internal error"))
+
+
+async def _unhandled(request: Request, error: Exception) -> Response:
+    """A fault of ours. The framework raises it again afterwards, so that it's logged in full."""
+    request_id = request.scope["state"]["request_id"]
+    log.error("request %s: %s", request_id, type(error).__name__)
+    message = f"internal error; the server's log has more under {request_id}"
+    return error_response(InternalError(message), {"x-request-id": request_id})
+
+
+def _path(request: Request) -> str:
+    path: str = request.scope["path"]
+    return path[:200]
+
+
+def _methods(request: Request) -> list[str]:
+    found: set[str] = set()
+    app: Any = request.app
+    for route in app.routes:
+        match, _ = route.matches(request.scope)
+        if match is not Match.NONE:
+            found |= set(route.methods or ())
+    return sorted(found)

@@ -1,0 +1,41 @@
+"""Pixels to image files, in threads: a large png takes tenths of a second, which the event loop doesn't have."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from stepbatch.engine.messages import Output
+
+T = TypeVar("T")
+
+
+def encode_image(output: Output, output_format: str, quality: int) -> bytes:
+    """An output as a png, jpeg or webp file; ``quality`` from 0 to 100 is for the lossy two."""
+    picture = Image.frombytes("RGB", (output.width, output.height), output.pixels)
+    # Level 1 takes a third of the time of the default, 6, for files 6% larger.
+    options: dict[str, Any] = {"compress_level": 1} if output_format == "png" else {"quality": quality}
+    file = io.BytesIO()
+    picture.save(file, output_format, **options)
+    return file.getvalue()
+
+
+class Threads:
+    """A few threads for work that would hold up the event loop."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="images")
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns, or raises, in one of the threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def close(self) -> None:
+        """Finish what has begun."""
+        self._pool.shutdown()

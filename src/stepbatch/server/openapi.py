@@ -1,0 +1,148 @@
+"""The document at ``/openapi.json``, made from the tables that the server itself works by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from stepbatch.errors import REQUEST_ERRORS, RequestError
+from stepbatch.server.schema import FIELDS, IGNORED_OPENAI, IGNORED_OTHERS
+
+Schema = dict[str, Any]
+
+_CODES_ANYWHERE = ("not_found", "method_not_allowed", "internal_error")
+_CODES_OF_IMAGES = tuple(code for code in REQUEST_ERRORS if code not in (*_CODES_ANYWHERE, "request_cancelled"))
+
+
+def document() -> Schema:
+    """OpenAPI 3.1."""
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "stepbatch", "version": "1", "description": "Pictures from diffusion models."},
+        "paths": {
+            "/v1/images/generations": {"post": _images()},
+            "/v1/files/{name}": {"get": _file()},
+            "/v1/models": {"get": _get("The served model, as a list of one", _ref("ModelList"))},
+            "/v1/models/{model}": {
+                "get": _get("The served model", _ref("Model"), ("model_not_found", "invalid_value"), ["model"])
+            },
+            "/v1/model_info": {"get": _get("The served model, in the engine's words", {"type": "object"})},
+            "/health": {"get": _get("200 as long as the server runs", _ref("Status"))},
+            "/ready": {"get": _get("200 when requests are worked on", _ref("Status"), ("engine_unavailable",))},
+            "/metrics": {"get": _get("Prometheus' text format", None)},
+            "/openapi.json": {"get": _get("This document", {"type": "object"})},
+        },
+        "components": {"schemas": _schemas()},
+    }
+
+
+def _images() -> Schema:
+    return {
+        "summary": "Make pictures from a prompt",
+        "operationId": "createImage",
+        "requestBody": {"required": True, "content": {"application/json": {"schema": _ref("ImageRequest")}}},
+        "responses": {"200": _json("The pictures", _ref("ImagesResponse")), **_errors(_CODES_OF_IMAGES)},
+    }
+
+
+def _file() -> Schema:
+    picture = {"schema": {"type": "string", "format": "binary"}}
+    kinds = {f"image/{name}": picture for name in FIELDS["output_format"]["enum"]}
+    return {
+        "summary": "A picture that was answered as a url, until it expires",
+        "parameters": [_path_parameter("name")],
+        "responses": {"200": {"description": "The picture", "content": kinds}, **_errors(("not_found",))},
+    }
+
+
+def _get(summary: str, schema: Schema | None, codes: Iterable[str] = (), parameters: Iterable[str] = ()) -> Schema:
+    text = {"description": summary, "content": {"text/plain": {"schema": {"type": "string"}}}}
+    return {
+        "summary": summary,
+        "parameters": [_path_parameter(name) for name in parameters],
+        "responses": {"200": text if schema is None else _json(summary, schema), **_errors(codes)},
+    }
+
+
+def _path_parameter(name: str) -> Schema:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+
+
+def _errors(codes: Iterable[str]) -> Schema:
+    """Answers by status, each naming the codes that come with it."""
+    by_status: dict[int, list[type[RequestError]]] = {}
+    for code in (*codes, *_CODES_ANYWHERE):
+        by_status.setdefault(REQUEST_ERRORS[code].status, []).append(REQUEST_ERRORS[code])
+    return {
+        str(status): _json(", ".join(dict.fromkeys(cls.code for cls in classes)), _ref("Error"))
+        for status, classes in sorted(by_status.items())
+    }
+
+
+def _json(description: str, schema: Schema) -> Schema:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _schemas() -> Schema:
+    return {
+        "Error": _object({"error": _error_object()}),
+        "Status": _object({"status": {"type": "string"}}),
+        "Model": _object({"id": {"type": "string"}, "object": {"const": "model"}, "created": {"type": "integer"}}),
+        "ModelList": _object({"object": {"const": "list"}, "data": {"type": "array", "items": _ref("Model")}}),
+        "ImageRequest": _request(),
+        "ImagesResponse": _answer(),
+    }
+
+
+def _object(properties: Schema, optional: Iterable[str] = ()) -> Schema:
+    required = [name for name in properties if name not in set(optional)]
+    return {"type": "object", "properties": properties, "required": required}
+
+
+def _error_object() -> Schema:
+    text = {"type": "string"}
+    param = {"type": ["string", "null"], "description": "The field at fault"}
+    return _object({"message": text, "type": text, "param": param, "code": {"enum": list(REQUEST_ERRORS)}})
+
+
+def _request() -> Schema:
+    ignored = {name: {"description": "Accepted, and listed as ignored."} for name in (*IGNORED_OPENAI, *IGNORED_OTHERS)}
+    fields = {name: field if name == "prompt" else _or_null(field) for name, field in FIELDS.items()}
+    return {
+        "type": "object",
+        "properties": {**fields, **ignored},
+        "required": ["prompt"],
+        "additionalProperties": False,
+    }
+
+
+def _or_null(field: Schema) -> Schema:
+    nullable = {**field, "type": [field["type"], "null"]}
+    if "enum" in field:
+        nullable["enum"] = [*field["enum"], None]
+    return nullable
+
+
+def _answer() -> Schema:
+    number, text = {"type": "number"}, {"type": "string"}
+    picture = _object({"seed": {"type": "integer"}, "b64_json": text, "url": text}, optional=("b64_json", "url"))
+    seconds = _object({"queue": number, "encode": number, "denoise": number, "decode": number})
+    return _object(
+        {
+            "created": {"type": "integer"},
+            "data": {"type": "array", "items": picture},
+            "background": text,
+            "output_format": text,
+            "size": text,
+            "model": text,
+            "seeds": {"type": "array", "items": {"type": "integer"}},
+            "inference_time_s": {**number, "description": "From the first unit of work to the last picture"},
+            "peak_memory_mb": number,
+            "timings": {**seconds, "description": "Seconds; of several pictures, the longest of each"},
+            "ignored": {"type": "array", "items": text, "description": "Fields that had no effect"},
+        }
+    )

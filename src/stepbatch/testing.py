@@ -1,0 +1,86 @@
+"""Fakes for the seams, so that most tests, and load tests of everything around the model, need neither torch nor weights."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+
+from stepbatch.config import ModelConfig
+from stepbatch.errors import InvalidModelOutput, InvalidValue, RequestError
+from stepbatch.model_info import Defaults, ModelInfo
+from stepbatch.request import GenerationRequest, Job
+
+
+class FakeRunner:
+    """A runner whose steps take a fixed time and whose pictures are one colour, made from prompt and seed.
+
+    Words in a prompt make it misbehave: ``[raise-encode]``, ``[raise-denoise]``, ``[raise-decode]`` raise in that stage,
+    ``[nan]`` makes invalid output, ``[die]`` ends the process in a step, ``[hang]`` never comes back from one, and
+    ``[long]`` is refused as over-long.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.step_seconds = config.fake_step_ms / 1000
+        self.steps: list[list[tuple[str, int]]] = []  # the jobs of each step
+        self.info = ModelInfo(
+            id=config.served_model_name or "fake",
+            path=config.model_path,
+            pipeline="FakePipeline",
+            device="cpu",
+            dtype="float32",
+            size_multiple=16,
+            min_side=16,
+            max_side=2048,
+            max_sequence_length=512,
+            defaults=Defaults(width=64, height=64, num_inference_steps=4, guidance_scale=1.0),
+            uses=("guidance_scale", "negative_prompt", "max_sequence_length"),
+        )
+
+    @staticmethod
+    def pixels(prompt: str, seed: int, width: int, height: int) -> bytes:
+        """The picture of a prompt and seed, as RGB bytes."""
+        return hashlib.sha256(f"{prompt} {seed}".encode()).digest()[:3] * (width * height)
+
+    def check(self, request: GenerationRequest) -> None:
+        if "[long]" in request.prompt:
+            raise InvalidValue("prompt is too long", "prompt")
+
+    def tokens(self, request: GenerationRequest) -> int:
+        assert request.width is not None and request.height is not None
+        return request.width * request.height // 256 * (2 if request.guidance_scale else 1)
+
+    def encode(self, jobs: Sequence[Job]) -> None:
+        self._raise("[raise-encode]", jobs)
+
+    def denoise(self, jobs: Sequence[Job]) -> None:
+        self._raise("[raise-denoise]", jobs)
+        if any("[die]" in job.request.prompt for job in jobs):
+            os._exit(17)
+        while any("[hang]" in job.request.prompt for job in jobs):
+            time.sleep(60)
+        time.sleep(self.step_seconds)
+        self.steps.append([job.id for job in jobs])
+
+    def decode(self, jobs: Sequence[Job]) -> list[bytes | RequestError]:
+        self._raise("[raise-decode]", jobs)
+        return [self._picture(job) for job in jobs]
+
+    def forget(self, job: Job) -> None:
+        pass
+
+    def peak_memory_mb(self) -> float:
+        return 0.0
+
+    def _picture(self, job: Job) -> bytes | RequestError:
+        request = job.request
+        if "[nan]" in request.prompt:
+            return InvalidModelOutput("the model made values that are not finite")
+        assert request.width is not None and request.height is not None
+        return self.pixels(request.prompt, job.seed, request.width, request.height)
+
+    @staticmethod
+    def _raise(word: str, jobs: Sequence[Job]) -> None:
+        if any(word in job.request.prompt for job in jobs):
+            raise RuntimeError(f"asked to by {word}")

@@ -1,0 +1,140 @@
+"""Bulk generation with the fake model: names, tables, resuming, failures."""
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from stepbatch.cli.bulk import Bulk, Results, bars, generate_all
+from stepbatch.cli.requests import Source
+from stepbatch.config import BatchingConfig, EngineConfig, ModelConfig
+from stepbatch.errors import SetupError
+from stepbatch.testing import FakeRunner
+
+CONFIG = EngineConfig(model=ModelConfig(fake_step_ms=0.0), batching=BatchingConfig(dynamic_batch_max_size=4))
+Run = Callable[..., Bulk]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Run lines, and prompts, into ``tmp_path / "out"``."""
+
+    def go(lines: list[Any], prompts: list[str] | None = None, **common: Any) -> Bulk:
+        file = tmp_path / "in.jsonl"
+        file.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+        (tmp_path / "out").mkdir(exist_ok=True)
+        with bars(Console(file=io.StringIO())) as progress:
+            results = Results(tmp_path / "out", "png")
+            bulk = Bulk(Source(prompts or [], file, common), results, FakeRunner(CONFIG.model), CONFIG, progress)
+            bulk.run()
+        return bulk
+
+    return go
+
+
+def table(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "out" / name).read_text().splitlines()]
+
+
+def test_a_request_a_line(run: Run, tmp_path: Path) -> None:
+    bulk = run([{"prompt": "a", "seed": 5, "n": 2}, "", {"prompt": "b", "size": "32x48", "id": "x.y"}], seed=9)
+    assert (bulk.made, bulk.skipped, bulk.failed) == (3, 0, 0)
+    lines = {line["file"]: line for line in table(tmp_path, "results.jsonl")}
+    assert {file: line["seed"] for file, line in lines.items()} == {
+        "000001-0.png": 5,
+        "000001-1.png": 6,
+        "x.y-0.png": 9,
+    }
+    assert lines["x.y-0.png"]["size"] == "32x48"
+    assert set(lines["x.y-0.png"]["times"]) == {"queue", "encode", "denoise", "decode"}
+    for file, line in lines.items():
+        picture = Image.open(tmp_path / "out" / file)
+        assert picture.tobytes() == FakeRunner.pixels(line["prompt"], line["seed"], *picture.size)
+
+
+def test_what_a_line_says_goes_before_the_flags(run: Run, tmp_path: Path) -> None:
+    run([{"prompt": "a", "width": 16, "height": 32}, {"prompt": "b"}], size="48x64", num_inference_steps=2)
+    assert [line["size"] for line in table(tmp_path, "results.jsonl")] == ["16x32", "48x64"]
+
+
+def test_goes_on_where_it_stopped(run: Run, tmp_path: Path) -> None:
+    lines = [{"prompt": f"p{i}"} for i in range(6)]
+    run(lines)
+    out = tmp_path / "out"
+    (out / "000002-0.png").unlink()  # its file is gone
+    text = (out / "results.jsonl").read_text().splitlines()
+    (out / "results.jsonl").write_text("\n".join(text[:-1]) + "\n" + text[-1][:20])  # its line was cut off
+    lines[3] = {"prompt": "another"}  # it is another request now
+    again = run(lines)
+    assert (again.made, again.skipped) == (3, 3)
+    assert run(lines).skipped == 6
+
+
+def test_failures_are_written_down_and_hold_up_nobody(run: Run, tmp_path: Path) -> None:
+    bad: list[Any] = [
+        "not json",
+        "[1]",
+        {"prompt": "a", "stps": 3},
+        {"prompt": "a", "size": "1x"},
+        {"prompt": "a", "size": "16x16", "width": 16},
+        {"prompt": "a", "id": "../x"},
+        {"prompt": "a", "width": 17, "height": 16},
+        {"prompt": "[nan]"},
+        {"prompt": "[raise-encode]"},
+        {},
+        {"prompt": "a", "id": "000001"},
+    ]
+    bulk = run([*bad, {"prompt": "good"}])
+    assert (bulk.made, bulk.failed) == (1, len(bad))
+    errors = {line["id"]: line["code"] for line in table(tmp_path, "errors.jsonl")}
+    assert errors["000003"] == "unknown_parameter"
+    assert errors["000008"] == "invalid_model_output"
+    assert errors["000009"] == "generation_failed"
+    assert len(table(tmp_path, "errors.jsonl")) == len(bad)
+    assert [line["prompt"] for line in table(tmp_path, "results.jsonl")] == ["good"]
+
+
+def test_holds_a_window_not_the_file(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    most = 0
+    step = FakeRunner.denoise
+
+    def denoise(self: FakeRunner, jobs: Any) -> None:
+        nonlocal most
+        most = max(most, len(jobs))
+        step(self, jobs)
+
+    monkeypatch.setattr(FakeRunner, "denoise", denoise)
+    taken: list[int] = []
+    take = Bulk._take
+    monkeypatch.setattr(Bulk, "_take", lambda self, item: (take(self, item), taken.append(len(self._open))))
+    bulk = run([{"prompt": str(i), "num_inference_steps": 4} for i in range(60)])
+    assert bulk.made == 60
+    assert most == 4
+    assert max(taken) <= bulk.window
+
+
+def test_prompts_never_overwrite_each_other(run: Run, tmp_path: Path) -> None:
+    for _ in range(2):
+        run([], ["A star!", "a star", "ein Stern / étoile"])
+    assert len(list((tmp_path / "out").glob("a-star-????????-0.png"))) == 4
+    assert run([], ["a star"], seed=1).made == 1
+    assert run([], ["a star"], seed=1).skipped == 1
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    runner = SimpleNamespace(load_runner=lambda config: FakeRunner(config.model))
+    monkeypatch.setitem(sys.modules, "stepbatch.engine.runner", runner)  # the real module loads torch
+    assert generate_all(Source(["a", "b"], None, {"n": 2}), tmp_path / "o", "webp", CONFIG) == 0
+    assert len(list((tmp_path / "o").glob("*.webp"))) == 4
+    assert "4 made, 0 there already, 0 failed" in " ".join(capsys.readouterr().err.split())
+    assert generate_all(Source(["[nan]"], None, {}), tmp_path / "o", "webp", CONFIG) == 1
+    (tmp_path / "file").touch()
+    with pytest.raises(SetupError, match="can't write to"):
+        generate_all(Source(["a"], None, {}), tmp_path / "file", "png", CONFIG)

@@ -1,0 +1,420 @@
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from stepbatch.config import BatchingConfig, EngineConfig, ModelConfig
+from stepbatch.engine import client, supervisor
+from stepbatch.engine.client import AsyncEngine, Handle, JobProgress, Patience
+from stepbatch.engine.messages import Cancelled, FromEngine, Output, Progress, Submit, Unit, encode
+from stepbatch.errors import (
+    EngineDied,
+    EngineUnavailable,
+    GenerationFailed,
+    InvalidValue,
+    RequestCancelled,
+    RequestError,
+    SetupError,
+)
+from stepbatch.request import GenerationRequest
+from stepbatch.testing import FakeRunner
+
+pytestmark = pytest.mark.anyio
+
+SHORT = Patience(silence=1.7, factor=0.01)  # an idle engine is heard once a second
+
+
+@pytest.fixture(autouse=True)
+async def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[None, None]:
+    """Whatever a test does: no file, no child process and no task outlives the engine."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(client, "SHORTEST_PAUSE", 0.01)
+    monkeypatch.setattr(supervisor, "LEAVE_SECONDS", 0.2)
+    tasks = len(asyncio.all_tasks())
+    yield
+    assert list(tmp_path.iterdir()) == []
+    assert len(asyncio.all_tasks()) <= tasks
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def config(step_ms: float = 5.0, size: int = 8) -> EngineConfig:
+    return EngineConfig(
+        model=ModelConfig(backend="fake", fake_step_ms=step_ms), batching=BatchingConfig(dynamic_batch_max_size=size)
+    )
+
+
+@asynccontextmanager
+async def running(
+    step_ms: float = 5.0, size: int = 8, patience: Patience | None = None
+) -> AsyncIterator[tuple[AsyncEngine, list[FromEngine]]]:
+    """A started engine, and every message that comes from its process."""
+    engine, messages = AsyncEngine(config(step_ms, size), patience), list[FromEngine]()
+    engine.on_message = messages.append
+    await engine.start()
+    try:
+        yield engine, messages
+    finally:
+        await engine.stop()
+
+
+def ask(prompt: str, n: int = 1, steps: int = 4) -> GenerationRequest:
+    return GenerationRequest(prompt=prompt, n=n, num_inference_steps=steps)
+
+
+def is_correct(handle: Handle, outputs: list[Output]) -> bool:
+    assert handle.request.seed is not None
+    assert handle.request.width is not None
+    assert handle.request.height is not None
+    size = handle.request.width, handle.request.height
+    seeds = [handle.request.seed + index for index in range(handle.request.n)]
+    return [output.pixels for output in outputs] == [
+        FakeRunner.pixels(handle.request.prompt, seed, *size) for seed in seeds
+    ]
+
+
+async def answers(handles: list[Handle]) -> list[list[Output] | BaseException]:
+    async with asyncio.timeout(20):
+        return await asyncio.gather(*(handle.outputs() for handle in handles), return_exceptions=True)
+
+
+async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def kill(engine: AsyncEngine, number: signal.Signals = signal.SIGKILL) -> None:
+    assert engine.pid is not None
+    os.kill(engine.pid, number)
+
+
+def starting_with(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Have the engine process run ``code`` first; it can replace ``process.load``."""
+    script = f"import sys\nfrom stepbatch.engine import process\n{code}\nprocess.main(*sys.argv[1:])"
+    monkeypatch.setattr(supervisor, "COMMAND", (sys.executable, "-c", script))
+
+
+async def test_many_requests_at_once_all_get_their_own_pictures() -> None:
+    async with running() as (engine, messages):
+        assert engine.ready
+        assert engine.info.id == "fake"
+        handles = [engine.submit(ask(f"prompt {i}", n=1 + i % 3, steps=1 + i % 5)) for i in range(40)]
+        for handle, answer in zip(handles, await answers(handles), strict=True):
+            assert isinstance(answer, list)
+            assert is_correct(handle, answer)
+        assert max(len(unit.jobs) for unit in messages if isinstance(unit, Unit)) == 8
+        assert engine.stats.steps > 0
+        assert engine.restarts == 0
+    assert not engine.ready
+
+
+async def test_events_are_every_step_and_then_the_outputs() -> None:
+    async with running() as (engine, _):
+        handle = engine.submit(ask("x", n=2, steps=3), "my-name")
+        events = [event async for event in handle.events()]
+        progress = [event for event in events if isinstance(event, JobProgress)]
+        assert Counter(progress) == Counter(JobProgress(i, step, 3) for i in range(2) for step in (1, 2, 3))
+        outputs = [event for event in events if isinstance(event, Output)]
+        assert events[-1] is outputs[-1]
+        assert outputs[0].request_id == "my-name"
+        assert await handle.outputs() == sorted(outputs, key=lambda output: output.index)
+
+
+async def test_a_bad_request_is_refused_at_the_door() -> None:
+    async with running() as (engine, _):
+        with pytest.raises(InvalidValue, match="width"):
+            engine.submit(GenerationRequest(prompt="x", width=17, height=16))
+        engine.submit(ask("x", steps=500), "name")
+        with pytest.raises(InvalidValue, match="id"):
+            engine.submit(ask("y"), "name")
+
+
+async def test_a_failure_ends_the_request_and_no_other() -> None:
+    async with running() as (engine, _):
+        bad, good = engine.submit(ask("[raise-denoise]", n=3)), engine.submit(ask("good"))
+        with pytest.raises(GenerationFailed):
+            await bad.outputs()
+        with pytest.raises(GenerationFailed):
+            async for _ in bad.events():
+                pass
+        assert is_correct(good, await good.outputs())
+        with pytest.raises(InvalidValue) as caught:
+            await engine.submit(ask("[long]")).outputs()
+        assert caught.value.param == "prompt"
+
+
+async def test_a_cancelled_request_is_in_no_later_unit() -> None:
+    async with running(step_ms=20) as (engine, messages):
+        handle, mate = engine.submit(ask("x", n=2, steps=500)), engine.submit(ask("mate", steps=12))
+        await until(lambda: any(isinstance(message, Progress) for message in messages))
+        seen = len(messages)
+        engine.cancel(handle.request_id)
+        engine.cancel(handle.request_id)
+        engine.cancel("nobody")
+        with pytest.raises(RequestCancelled):
+            await handle.outputs()
+        assert is_correct(mate, await mate.outputs())
+        later = messages[seen:]
+        gone = next(i for i, message in enumerate(later) if isinstance(message, Cancelled))
+        units = [[job[0] for job in unit.jobs] for unit in later if isinstance(unit, Unit)]
+        assert sum(handle.request_id in unit for unit in units) <= 1  # the one that was under way
+        assert not any(
+            isinstance(message, Unit | Progress) and any(job[0] == handle.request_id for job in message.jobs)
+            for message in later[gone:]
+        )
+        await until(lambda: engine.stats.running == 0)
+        again = engine.submit(ask("again"), handle.request_id)  # the id is free once the engine has let go of it
+        assert is_correct(again, await again.outputs())
+
+
+async def test_who_stops_waiting_cancels_the_request() -> None:
+    async with running() as (engine, messages):
+        waited, streamed, iterated = (engine.submit(ask("x", steps=1000)) for _ in range(3))
+        task = asyncio.create_task(waited.outputs())
+        async with aclosing(streamed.events()) as events:
+            async for _ in events:
+                break
+        async for _ in iterated.events():
+            break
+        task.cancel()
+        await asyncio.wait({task})
+        for handle in (waited, streamed, iterated):
+            with pytest.raises(RequestCancelled):
+                await handle.outputs()
+        await until(lambda: engine.stats.running == 0)
+        assert sum(isinstance(message, Cancelled) for message in messages) == 3
+
+
+async def test_a_killed_engine_loses_nothing() -> None:
+    async with running(step_ms=10) as (engine, messages):
+        handles = [engine.submit(ask(f"prompt {i}", n=1 + i % 2, steps=1 + i % 7)) for i in range(32)]
+        await until(lambda: any(isinstance(message, Output) for message in messages))
+        kill(engine)
+        await until(lambda: not engine.ready)
+        held = engine.submit(ask("in between"))
+        assert engine.pid is None
+        assert engine.stats.waiting > 0
+        assert engine.stats.running == 0
+        for handle, answer in zip([*handles, held], await answers([*handles, held]), strict=True):
+            assert isinstance(answer, list)
+            assert is_correct(handle, answer)
+        outputs = Counter((o.request_id, o.index) for o in messages if isinstance(o, Output))
+        assert engine.restarts == 1
+        assert engine.ready
+        assert set(outputs.values()) == {1}
+        assert len(outputs) == 49
+
+
+async def test_a_request_that_kills_the_engine_gets_no_third_try() -> None:
+    async with running() as (engine, _):
+        handles = [engine.submit(ask(f"prompt {i}", steps=3)) for i in range(12)]
+        poison = engine.submit(ask("[die]", n=2))
+        found = await answers([poison, *handles])
+        assert isinstance(found[0], EngineDied)
+        assert all(isinstance(answer, list) for answer in found[1:])
+        assert engine.restarts == 2
+
+
+async def test_a_request_that_hangs_the_engine_gets_no_third_try() -> None:
+    async with running(patience=SHORT) as (engine, _):
+        await engine.submit(ask("x")).outputs()
+        mates, poison = [engine.submit(ask(f"mate {i}")) for i in range(3)], engine.submit(ask("[hang]"))
+        found = await answers([poison, *mates])
+        assert isinstance(found[0], EngineDied)
+        assert all(isinstance(answer, list) for answer in found[1:])
+        assert engine.restarts == 2
+
+
+async def test_a_stopped_engine_is_replaced() -> None:
+    async with running(patience=SHORT) as (engine, _):
+        pid = engine.pid
+        kill(engine, signal.SIGSTOP)
+        handle = engine.submit(ask("x"))
+        assert is_correct(handle, await handle.outputs())
+        assert engine.restarts == 1
+        assert engine.pid != pid
+
+
+async def test_a_pause_of_this_process_is_no_hang() -> None:
+    async with running(patience=SHORT) as (engine, _):
+        handle = engine.submit(ask("x", steps=1000))
+        await asyncio.sleep(0.1)
+        time.sleep(2.0)  # noqa: ASYNC251  nothing is read meanwhile
+        await asyncio.sleep(0.5)
+        assert engine.ready
+        assert engine.restarts == 0
+        assert not handle.ended
+
+
+async def test_ctrl_c_is_for_the_parent() -> None:
+    async with running() as (engine, _):
+        kill(engine, signal.SIGINT)
+        kill(engine, signal.SIGTERM)
+        handle = engine.submit(ask("x"))
+        assert is_correct(handle, await handle.outputs())
+        assert engine.restarts == 0
+
+
+async def test_a_refused_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    starting_with(
+        monkeypatch,
+        "from stepbatch.errors import CheckpointError\n"
+        "def load(config): raise CheckpointError('no such checkpoint')\n"
+        "process.load = load",
+    )
+    engine = AsyncEngine(config())
+    with pytest.raises(SetupError, match=r"^no such checkpoint$"):
+        await engine.start()
+    assert not engine.ready
+    with pytest.raises(EngineUnavailable):
+        engine.submit(ask("x"))
+
+
+async def test_a_death_while_starting_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    starting_with(monkeypatch, "sys.exit(3)")
+    with pytest.raises(SetupError, match=r"^the engine process ended with status 3 while it was starting$"):
+        await AsyncEngine(config()).start()
+
+
+async def test_a_start_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    starting_with(monkeypatch, "import time; process.load = lambda config: time.sleep(60)")
+    with pytest.raises(SetupError, match="said nothing"):
+        await AsyncEngine(config(), Patience(load=0.5)).start()
+
+
+async def test_a_cancelled_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    starting_with(monkeypatch, "import time; process.load = lambda config: time.sleep(60)")
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await AsyncEngine(config()).start()
+
+
+async def test_an_engine_that_cannot_be_restarted_ends_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running() as (engine, _):
+        handle = engine.submit(ask("x", steps=1000))
+        starting_with(monkeypatch, "sys.exit(3)")
+        kill(engine)
+        with pytest.raises(EngineUnavailable):
+            await handle.outputs()
+        assert not engine.ready
+        assert engine.pid is None
+        with pytest.raises(EngineUnavailable):
+            engine.submit(ask("y"))
+
+
+async def test_a_request_that_kills_the_engine_before_any_work_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    starting_with(
+        monkeypatch,
+        "import os\nfrom stepbatch.testing import FakeRunner\n"
+        "FakeRunner.check = lambda self, request: '[check]' in request.prompt and os._exit(9)",
+    )
+    async with running() as (engine, _):
+        with pytest.raises(EngineDied):
+            await engine.submit(ask("[check]")).outputs()
+        handle = engine.submit(ask("x"))
+        assert is_correct(handle, await handle.outputs())
+
+
+async def test_stop_gives_what_is_in_flight_its_time() -> None:
+    async with running(step_ms=20) as (engine, _):
+        quick, slow = engine.submit(ask("quick", steps=8)), engine.submit(ask("slow", steps=1000))
+        stopping = asyncio.create_task(engine.stop(drain_seconds=1.0))
+        await asyncio.sleep(0)
+        assert not engine.ready
+        with pytest.raises(EngineUnavailable, match="shutting down"):
+            engine.submit(ask("late"))
+        assert is_correct(quick, await quick.outputs())
+        with pytest.raises(EngineUnavailable):
+            await slow.outputs()
+        await stopping
+
+
+async def test_stop_ends_soon_when_nothing_is_in_flight() -> None:
+    async with running() as (engine, _):
+        began = time.monotonic()
+        await engine.stop(drain_seconds=30)
+        await engine.stop()
+        assert time.monotonic() - began < 5
+
+
+async def test_stop_ends_an_engine_that_does_not_listen() -> None:
+    async with running() as (engine, messages):
+        handle = engine.submit(ask("[hang]"))
+        await until(lambda: messages and isinstance(messages[-1], Unit) and messages[-1].kind == "denoise")
+        await engine.stop()
+        with pytest.raises(EngineUnavailable):
+            await handle.outputs()
+
+
+PARENT = """
+import asyncio
+from stepbatch.config import EngineConfig, ModelConfig
+from stepbatch.engine.client import AsyncEngine
+from stepbatch.request import GenerationRequest
+
+async def main():
+    engine = AsyncEngine(EngineConfig(model=ModelConfig(backend="fake")))
+    await engine.start()
+    engine.submit(GenerationRequest(prompt="[hang]"))
+    await asyncio.sleep(0.2)
+    print(engine.pid, flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+async def test_the_engine_goes_when_its_parent_is_killed(tmp_path: Path) -> None:
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        assert parent.stdout
+        pid = int(parent.stdout.readline())
+        assert is_alive(pid)
+        assert list(tmp_path.iterdir())
+        parent.kill()
+    await until(lambda: not is_alive(pid), seconds=5)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"  # one that nobody has reaped is dead all the same
+
+
+async def test_a_message_that_cannot_be_read_ends_the_engine_process() -> None:
+    async with running() as (engine, _):
+        assert engine._process
+        engine._process.send = lambda message: None  # type: ignore[method-assign]
+        await engine._process._socket.send(encode(Submit("x", ask("x"), [0], 0.0))[:-3])
+        await until(lambda: engine.restarts)
+        handle = engine.submit(ask("x"))
+        assert is_correct(handle, await handle.outputs())
+
+
+async def test_every_request_ends_once_however_often_the_engine_is_killed() -> None:
+    async with running(step_ms=2) as (engine, _):
+        handles = []
+        for round_ in range(3):
+            handles += [engine.submit(ask(f"{round_} {i} {'[nan]' * (i == 3)}", steps=1 + i)) for i in range(6)]
+            await asyncio.sleep(0.02 * round_)
+            kill(engine)
+            await until(lambda: not engine.ready)
+            await until(lambda: engine.ready)
+        for handle, answer in zip(handles, await answers(handles), strict=True):
+            if isinstance(answer, RequestError):
+                assert "[nan]" in handle.request.prompt or isinstance(answer, EngineDied)
+            else:
+                assert isinstance(answer, list)
+                assert is_correct(handle, answer)

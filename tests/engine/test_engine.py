@@ -1,0 +1,306 @@
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stepbatch.config import BatchingConfig, EngineConfig, ModelConfig
+from stepbatch.engine.engine import FIRST_UNIT_SECONDS, Engine
+from stepbatch.engine.messages import Cancelled, Failure, FromEngine, Output, Progress, Stats, Submit, Unit
+from stepbatch.errors import GenerationFailed, InvalidModelOutput, InvalidValue, RequestError
+from stepbatch.request import GenerationRequest, Job
+from stepbatch.testing import FakeRunner
+
+
+class Recorded:
+    """An engine with a fake runner, and everything that it says."""
+
+    def __init__(self, batching: BatchingConfig | None = None, runner: FakeRunner | None = None) -> None:
+        self.runner = runner or FakeRunner(ModelConfig(backend="fake", fake_step_ms=0))
+        self.messages: list[FromEngine] = []
+        config = EngineConfig(batching=batching or BatchingConfig())
+        self.engine = Engine(self.runner, config, emit=self.messages.append)
+
+    def submit(self, name: str, prompt: str = "x", n: int = 1, steps: int = 2, alone: bool = False) -> None:
+        request = GenerationRequest(prompt=prompt, n=n, num_inference_steps=steps, seed=7)
+        self.engine.submit(Submit(name, request, list(range(n)), time.monotonic(), alone))
+
+    def finish(self) -> None:
+        while not self.engine.idle:
+            self.engine.step()
+
+    def endings(self) -> dict[tuple[str, int], Output | Failure | Cancelled]:
+        """The ending of each job; fails if one has two."""
+        found = [message for message in self.messages if isinstance(message, Output | Failure | Cancelled)]
+        endings = {(message.request_id, message.index): message for message in found}
+        assert len(endings) == len(found)
+        return endings
+
+    def units(self, kind: str = "") -> list[Unit]:
+        return [message for message in self.messages if isinstance(message, Unit) and message.kind.startswith(kind)]
+
+
+def failure(ending: object) -> str:
+    assert isinstance(ending, Failure)
+    return ending.code
+
+
+def correct(ending: object, prompt: str = "x", seed: int = 7) -> bool:
+    assert isinstance(ending, Output)
+    assert ending.seed == seed
+    return ending.pixels == FakeRunner.pixels(prompt, seed, ending.width, ending.height)
+
+
+def test_each_output_has_its_own_seed() -> None:
+    one = Recorded()
+    one.submit("a", n=3)
+    one.finish()
+    assert all(correct(one.endings()["a", index], seed=7 + index) for index in range(3))
+
+
+def test_requests_of_different_lengths_share_steps() -> None:
+    one = Recorded()
+    one.submit("long", steps=5)
+    one.submit("short", steps=2)
+    one.finish()
+    assert [len(step) for step in one.runner.steps] == [2, 2, 1, 1, 1]
+
+
+def test_a_newcomer_joins_a_batch_under_way() -> None:
+    one = Recorded()
+    one.submit("first", steps=3)
+    one.engine.step()
+    one.submit("second", steps=3)
+    one.finish()
+    assert [len(step) for step in one.runner.steps] == [1, 2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("word", "code"),
+    [
+        ("[raise-encode]", "generation_failed"),
+        ("[raise-denoise]", "generation_failed"),
+        ("[raise-decode]", "generation_failed"),
+        ("[nan]", "invalid_model_output"),
+        ("[long]", "invalid_value"),
+    ],
+)
+def test_a_bad_request_fails_alone(word: str, code: str) -> None:
+    one = Recorded(BatchingConfig(max_encodes_per_step=8, max_decodes_per_step=8))
+    for name in ("before", "bad", "after"):
+        one.submit(name, prompt=word if name == "bad" else "x")
+    one.finish()
+    endings = one.endings()
+    assert failure(endings["bad", 0]) == code
+    assert correct(endings["before", 0])
+    assert correct(endings["after", 0])
+    assert all(isinstance(message, Output) for key, message in endings.items() if key[0] != "bad")
+
+
+def test_what_the_model_raised_is_logged_and_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    one = Recorded()
+    one.submit("bad", prompt="[raise-denoise]")
+    one.finish()
+    ending = one.endings()["bad", 0]
+    assert isinstance(ending, Failure)
+    assert "asked to" not in ending.message
+    assert "asked to by" in caplog.text
+
+
+def test_a_cancelled_request_leaves_before_the_next_unit() -> None:
+    one = Recorded()
+    one.submit("goes", n=2, steps=9)
+    one.submit("stays", steps=4)
+    one.engine.step()
+    one.engine.cancel("goes")
+    seen = len(one.messages)
+    one.finish()
+    later = [message for message in one.messages[seen:] if isinstance(message, Unit | Progress)]
+    assert later
+    assert not any(job[0] == "goes" for message in later for job in message.jobs)
+    assert isinstance(one.endings()["goes", 1], Cancelled)
+    assert correct(one.endings()["stays", 0])
+
+
+def test_cancelling_what_is_not_there_says_nothing() -> None:
+    one = Recorded()
+    one.engine.cancel("nobody")
+    assert one.messages == []
+
+
+@pytest.mark.parametrize("kind", ["encode", "denoise", "decode"])
+def test_a_poll_after_any_unit_may_cancel_its_members(kind: str) -> None:
+    one = Recorded()
+    one.submit("goes", steps=1)
+    one.submit("stays", steps=1)
+
+    def poll() -> None:
+        if one.units()[-1].kind == kind:
+            one.engine.cancel("goes")
+
+    one.engine.poll = poll
+    one.finish()
+    assert isinstance(one.endings()["goes", 0], Cancelled)
+    assert correct(one.endings()["stays", 0])
+
+
+class PollingRunner(FakeRunner):
+    """Cancels a job in the middle of the unit of work that then fails because of it."""
+
+    engine: Engine
+
+    def denoise(self, jobs: Sequence[Job]) -> None:
+        self.engine.cancel("bad")
+        super().denoise(jobs)
+
+    def decode(self, jobs: Sequence[Job]) -> list[bytes | RequestError]:
+        self.engine.cancel("nan")
+        return super().decode(jobs)
+
+
+def test_a_job_cancelled_in_a_unit_that_fails_has_one_ending() -> None:
+    runner = PollingRunner(ModelConfig(backend="fake", fake_step_ms=0))
+    one = Recorded(runner=runner)
+    runner.engine = one.engine
+    one.submit("bad", prompt="[raise-denoise]")
+    one.submit("nan", prompt="[nan]")
+    one.submit("good")
+    one.finish()
+    assert isinstance(one.endings()["bad", 0], Cancelled)
+    assert isinstance(one.endings()["nan", 0], Cancelled)
+    assert correct(one.endings()["good", 0])
+
+
+def test_a_job_that_must_be_alone_is() -> None:
+    one = Recorded()
+    for name in ("a", "b", "c"):
+        one.submit(name, alone=name == "b")
+    one.finish()
+    assert all(unit.jobs == [("b", 0)] for unit in one.units() if ("b", 0) in unit.jobs)
+    assert all(correct(ending) for ending in one.endings().values())
+
+
+def test_a_unit_says_how_long_it_takes_by_what_is_known_of_its_size() -> None:
+    one = Recorded(runner=FakeRunner(ModelConfig(backend="fake", fake_step_ms=2)))
+    one.submit("small", steps=2)
+    one.finish()
+    first, second = (unit.seconds for unit in one.units("denoise"))
+    assert first == FIRST_UNIT_SECONDS
+    assert 0.002 <= second < 5
+    one.submit("large", n=8, steps=1)
+    one.finish()
+    assert one.units("denoise")[-1].seconds == FIRST_UNIT_SECONDS
+
+
+def test_statistics_count_what_runs_and_what_waits() -> None:
+    one = Recorded(BatchingConfig(dynamic_batch_max_size=2))
+    one.submit("a", n=5, steps=3)
+    one.engine.step()
+    stats = one.messages[-1]
+    assert isinstance(stats, Stats)
+    assert (stats.running, stats.waiting, stats.steps, stats.jobs_in_step, stats.tokens_in_step) == (2, 3, 1, 2, 64)
+    one.finish()
+    one.engine.heartbeat()
+    stats = one.messages[-1]
+    assert isinstance(stats, Stats)
+    assert (stats.running, stats.waiting, stats.jobs_in_step) == (0, 0, 0)
+    assert stats.steps == len(one.runner.steps)
+
+
+def test_progress_counts_every_step_once() -> None:
+    one = Recorded()
+    one.submit("a", steps=3)
+    one.finish()
+    assert [message.jobs for message in one.messages if isinstance(message, Progress)] == [
+        [("a", 0, step, 3)] for step in (1, 2, 3)
+    ]
+
+
+def test_generate_gives_what_each_request_gives_alone() -> None:
+    requests = [
+        GenerationRequest(prompt=f"p{i}", seed=i, n=1 + i % 3, num_inference_steps=1 + i, width=32, height=16 * (1 + i))
+        for i in range(5)
+    ]
+    together = Recorded().engine.generate(requests)
+    alone = [Recorded().engine.generate([request])[0] for request in requests]
+    for request, here, there in zip(requests, together, alone, strict=True):
+        assert [(o.index, o.seed, o.pixels) for o in here] == [(o.index, o.seed, o.pixels) for o in there]
+        assert [o.pixels for o in here] == [FakeRunner.pixels(request.prompt, o.seed, o.width, o.height) for o in here]
+    assert Recorded().engine.generate([]) == []
+
+
+@pytest.mark.parametrize(
+    ("word", "error"),
+    [
+        ("[long]", InvalidValue),
+        ("[raise-encode]", GenerationFailed),
+        ("[raise-decode]", GenerationFailed),
+        ("[nan]", InvalidModelOutput),
+    ],
+)
+@pytest.mark.parametrize("company", [0, 3])
+def test_generate_raises_and_leaves_nothing_behind(word: str, error: type[RequestError], company: int) -> None:
+    one = Recorded()
+    with pytest.raises(error):
+        one.engine.generate([GenerationRequest(prompt=prompt) for prompt in ["x"] * company + [word]])
+    assert one.engine.idle
+    assert len(one.engine.generate([GenerationRequest(prompt="x")])) == 1
+
+
+WORDS = ["", "", "", "[raise-encode]", "[raise-denoise]", "[raise-decode]", "[nan]", "[long]"]
+operations = st.one_of(
+    st.tuples(st.just("submit"), st.sampled_from(WORDS), st.integers(1, 3), st.integers(1, 3), st.booleans()),
+    st.tuples(st.just("cancel"), st.integers(0, 10)),
+    st.just(("step",)),
+    st.just(("go on",)),  # ends a poll
+)
+batchings = st.builds(
+    BatchingConfig,
+    dynamic_batch_max_size=st.integers(1, 4),
+    max_batch_tokens=st.integers(16, 128),
+    max_encodes_per_step=st.integers(1, 3),
+    max_decodes_per_step=st.integers(1, 3),
+)
+
+
+@given(batchings, st.lists(operations, max_size=40))
+def test_every_accepted_job_ends_exactly_once(batching: BatchingConfig, sequence: list[tuple[object, ...]]) -> None:
+    one = Recorded(batching)
+    todo = deque(sequence)
+    submitted: Counter[str] = Counter()
+    prompts: dict[str, str] = {}
+
+    def operate(what: object, *values: object) -> None:
+        if what == "submit":
+            word, n, steps, alone = values
+            name = f"request-{len(submitted)}"
+            submitted[name], prompts[name] = int(str(n)), f"{name} {word}"
+            one.submit(name, prompts[name], int(str(n)), int(str(steps)), bool(alone))
+        elif what == "cancel":
+            one.engine.cancel(f"request-{values[0]}")
+
+    def poll() -> None:  # whatever comes next in the sequence comes between two units of work
+        while todo and todo[0][0] in ("submit", "cancel"):
+            operate(*todo.popleft())
+        if todo and todo[0][0] == "go on":
+            todo.popleft()
+
+    one.engine.poll = poll
+    while todo:
+        operation = todo.popleft()
+        if operation[0] == "step":
+            one.engine.step()
+        else:
+            operate(*operation)
+    one.finish()
+    endings = one.endings()
+    assert set(endings) == {(name, index) for name, n in submitted.items() for index in range(n)}
+    for (name, index), ending in endings.items():
+        bad = "[" in prompts[name]
+        assert isinstance(ending, Cancelled) or isinstance(ending, Failure) == bad
+        if isinstance(ending, Output):
+            assert correct(ending, prompts[name], 7 + index)
+    assert len(one.engine.scheduler) == 0
+    assert one.engine.scheduler.waiting == 0

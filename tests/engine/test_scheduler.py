@@ -1,0 +1,228 @@
+from collections import Counter
+from itertools import count
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stepbatch.config import BatchingConfig
+from stepbatch.engine.scheduler import Plan, Scheduler
+from stepbatch.errors import GenerationFailed
+from stepbatch.request import GenerationRequest, Job, JobState
+
+serial = count()
+
+
+def job(
+    tokens: int = 1, steps: int = 1, arrival: float = 0.0, alone: bool = False, name: str = "", index: int = 0
+) -> Job:
+    request = GenerationRequest(prompt="x", num_inference_steps=steps, seed=0, n=10)
+    return Job(name or f"request-{next(serial)}", index, request, tokens, arrival, alone)
+
+
+def scheduler(size: int = 8, tokens: int = 100, encodes: int = 2, decodes: int = 2) -> Scheduler:
+    return Scheduler(
+        BatchingConfig(
+            dynamic_batch_max_size=size,
+            max_batch_tokens=tokens,
+            max_encodes_per_step=encodes,
+            max_decodes_per_step=decodes,
+        )
+    )
+
+
+def advance(under_test: Scheduler, plan: Plan) -> list[Job]:
+    """What the engine does with a plan in which nothing fails."""
+    for one in plan.encode:
+        if not one.ended:
+            one.to(JobState.RUNNING)
+    return under_test.advance(plan)
+
+
+def checked_schedule(under_test: Scheduler) -> Plan:
+    """Schedule, and hold the plan against the limits and the order of arrival."""
+    order = [(one, one.state is JobState.WAITING) for one in under_test.denoising.values()]
+    assert [one.arrival for one, _ in order] == sorted(one.arrival for one, _ in order)
+    plan, limits = under_test.schedule(), under_test.limits
+    assert len(plan.denoise) <= limits.dynamic_batch_max_size
+    assert len(plan.denoise) == 1 or sum(one.tokens for one in plan.denoise) <= limits.max_batch_tokens
+    assert len({one.request_id for one in plan.encode}) <= limits.max_encodes_per_step
+    assert len(plan.decode) <= limits.max_decodes_per_step
+    for unit in (plan.encode, plan.denoise, plan.decode):
+        assert len(unit) <= 1 or not any(one.alone for one in unit)
+    assert all(one in plan.denoise for one in plan.encode)
+    # The oldest job always takes a step, so every job gets to be the oldest: nothing starves.
+    assert not order or plan.denoise[0] is order[0][0]
+    assert bool(plan.decode) == bool(under_test.decoding)
+    check_nobody_is_passed_over(order, plan, limits)
+    return plan
+
+
+def check_nobody_is_passed_over(order: list[tuple[Job, bool]], plan: Plan, limits: BatchingConfig) -> None:
+    """A job is left out only if it didn't fit in the room that the chosen ones that arrived before it left."""
+    before: list[Job] = []
+    encoded: set[str] = set()
+    for one, waiting in order:
+        if one in plan.denoise:
+            before.append(one)
+            encoded |= {one.request_id} if waiting else set()
+            continue
+        full = len(before) == limits.dynamic_batch_max_size or any(other.alone for other in before)
+        no_room = one.alone or one.tokens > limits.max_batch_tokens - sum(other.tokens for other in before)
+        no_encode = waiting and one.request_id not in encoded and len(encoded) == limits.max_encodes_per_step
+        assert before
+        assert full or no_room or no_encode
+
+
+limits = st.builds(
+    scheduler,
+    size=st.integers(1, 5),
+    tokens=st.integers(1, 30),
+    encodes=st.integers(1, 3),
+    decodes=st.integers(1, 3),
+)
+requests = st.tuples(
+    st.integers(1, 4),  # outputs
+    st.integers(1, 40),  # tokens
+    st.integers(1, 4),  # steps
+    st.sampled_from([0.0, 0.0, 0.0, 5.0]),  # seconds that it is late
+    st.sampled_from([False, False, False, True]),  # alone
+)
+operations = st.one_of(
+    st.tuples(st.just("add"), requests),
+    st.tuples(st.just("step"), st.sets(st.integers(0, 9), max_size=2)),  # the jobs of the plan that fail
+    st.tuples(st.just("cancel"), st.integers(0, 20)),
+)
+
+
+@given(limits, st.lists(operations, max_size=40))
+def test_any_sequence_keeps_the_limits_and_ends_every_job_once(
+    under_test: Scheduler, sequence: list[tuple[str, Any]]
+) -> None:
+    jobs: list[Job] = []
+    endings: Counter[tuple[str, int]] = Counter()
+
+    def step(failing: set[int]) -> None:
+        plan = checked_schedule(under_test)
+        for index, one in enumerate(plan.denoise + plan.decode):
+            if index in failing:
+                one.fail(GenerationFailed("x"))
+                under_test.remove(one)
+                endings[one.id] += 1
+        endings.update(one.id for one in advance(under_test, plan))
+
+    for now, (what, value) in enumerate(sequence):
+        live = [one for one in jobs if not one.ended]
+        if what == "add":
+            n, tokens, steps, late, alone = value
+            name = f"request-{next(serial)}"
+            new = [job(tokens, steps, now - late, alone, name, index) for index in range(n)]
+            for one in new:
+                under_test.add(one)
+            jobs += new
+            assert under_test.get(name) == new
+        elif what == "cancel" and live:
+            one = live[value % len(live)]
+            one.cancel()
+            under_test.remove(one)
+            endings[one.id] += 1
+        elif what == "step":
+            step(value)
+        assert len(under_test) == sum(not one.ended for one in jobs)
+        assert under_test.waiting == sum(one.state is JobState.WAITING for one in jobs)
+    for _ in range(sum(one.steps + 1 for one in jobs)):
+        step(set())
+    assert len(under_test) == 0
+    assert under_test.waiting == 0
+    assert endings == Counter(one.id for one in jobs)
+
+
+@given(limits, st.lists(st.tuples(st.integers(1, 40), st.integers(1, 4), st.booleans()), min_size=1, max_size=6))
+def test_nothing_starves_while_small_jobs_keep_coming(
+    under_test: Scheduler, first: list[tuple[int, int, bool]]
+) -> None:
+    jobs = [job(tokens, steps, arrival=0.0, alone=alone) for tokens, steps, alone in first]
+    for one in jobs:
+        under_test.add(one)
+    for now in range(1, sum(one.steps for one in jobs) + 1):  # at most one step of one of them at a time
+        under_test.add(job(tokens=1, steps=1, arrival=now))
+        advance(under_test, checked_schedule(under_test))
+    assert all(one.step == one.steps for one in jobs)
+
+
+def test_an_empty_scheduler_plans_nothing() -> None:
+    assert not scheduler().schedule()
+
+
+def test_a_job_that_arrived_earlier_goes_before_those_already_here() -> None:
+    under_test = scheduler(size=1)
+    late, later, early = job(arrival=2), job(arrival=3), job(arrival=1)
+    for one in (late, later, early):
+        under_test.add(one)
+    assert list(under_test.denoising.values()) == [early, late, later]
+    assert under_test.schedule().denoise == [early]
+
+
+def test_a_newcomer_joins_at_the_next_step() -> None:
+    under_test = scheduler()
+    old, new = job(steps=3), job(steps=3, arrival=1)
+    under_test.add(old)
+    advance(under_test, under_test.schedule())
+    under_test.add(new)
+    assert under_test.schedule().denoise == [old, new]
+
+
+def test_small_jobs_fill_the_room_beside_a_large_one_and_give_way_to_it() -> None:
+    under_test = scheduler(tokens=10, encodes=8)
+    first, large, small = job(6, steps=1), job(10, steps=1, arrival=1), job(4, steps=2, arrival=2)
+    for one in (first, large, small):
+        under_test.add(one)
+    chosen = []
+    for _ in range(3):
+        plan = checked_schedule(under_test)
+        chosen.append(plan.denoise)
+        advance(under_test, plan)
+    assert chosen == [[first, small], [large], [small]]
+
+
+def test_a_job_over_the_token_limit_runs_by_itself() -> None:
+    under_test = scheduler(tokens=10)
+    oversize = job(1000)
+    under_test.add(oversize)
+    under_test.add(job(1, arrival=1))
+    assert under_test.schedule().denoise == [oversize]
+
+
+def test_the_outputs_of_a_request_count_as_one_encode() -> None:
+    under_test = scheduler(encodes=1)
+    together = [job(name="same", index=index) for index in range(3)]
+    other = job(arrival=1)
+    for one in (*together, other):
+        under_test.add(one)
+    assert under_test.schedule().encode == together
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_a_job_that_must_be_alone_shares_no_unit(position: int) -> None:
+    under_test = scheduler(encodes=8, decodes=8)
+    jobs = [job(arrival=index, alone=index == position) for index in range(3)]
+    for one in jobs:
+        under_test.add(one)
+    finished: list[Job] = []
+    while len(under_test):
+        finished += advance(under_test, checked_schedule(under_test))
+    assert Counter(one.id for one in finished) == Counter(one.id for one in jobs)
+
+
+def test_jobs_that_ended_within_the_step_stay_where_they_are() -> None:
+    under_test = scheduler()
+    gone, here = job(), job(arrival=1)
+    under_test.add(gone)
+    under_test.add(here)
+    plan = under_test.schedule()
+    gone.cancel()
+    under_test.remove(gone)
+    assert advance(under_test, plan) == []
+    assert (gone.step, here.step) == (0, 1)
+    assert list(under_test.decoding.values()) == [here]

@@ -1,0 +1,60 @@
+"""One real server for all tests here: uvicorn around a real engine process with the fake model."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from stepbatch.config import BatchingConfig, EngineConfig, ServerConfig
+from stepbatch.engine.client import AsyncEngine
+from stepbatch.server.run import bind, make_server
+
+from .support import MAX_BODY_BYTES, MODEL, RunningServer
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[RunningServer]:
+    config = ServerConfig(port=0, max_body_bytes=MAX_BODY_BYTES, log_level="warning")
+    sock = bind("127.0.0.1", 0)
+    started = threading.Event()
+    running: list[Any] = []
+
+    async def serve() -> None:
+        engine = AsyncEngine(EngineConfig(model=MODEL, batching=BatchingConfig(dynamic_batch_max_size=4)))
+        await engine.start()
+        sock.listen()
+        uvicorn_server = make_server(engine, config)
+        running.extend([engine, uvicorn_server])
+        started.set()
+        try:
+            await uvicorn_server.serve(sockets=[sock])
+        finally:
+            await engine.stop()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    assert started.wait(20)
+    yield RunningServer(f"http://127.0.0.1:{sock.getsockname()[1]}", running[0])
+    running[1].should_exit = True
+    thread.join()
+
+
+@pytest.fixture(scope="session")
+def http(server: RunningServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=20) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def generate(http: httpx.Client) -> Callable[..., httpx.Response]:
+    """Post a body made of the fields given, with a prompt and few steps unless given others."""
+
+    def post(**fields: Any) -> httpx.Response:
+        return http.post("/v1/images/generations", json={"prompt": "a cat", "num_inference_steps": 1, **fields})
+
+    return post

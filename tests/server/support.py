@@ -1,0 +1,77 @@
+"""What several tests here need: applications without a network, and what an error must look like."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import httpx
+from fastapi import FastAPI
+
+from stepbatch.config import ModelConfig, ServerConfig
+from stepbatch.engine.client import AsyncEngine
+from stepbatch.engine.messages import FromEngine, Stats
+from stepbatch.errors import EngineUnavailable
+from stepbatch.model_info import ModelInfo
+from stepbatch.request import GenerationRequest
+from stepbatch.server.app import create_app
+from stepbatch.testing import FakeRunner
+
+MODEL = ModelConfig(backend="fake", fake_step_ms=2, model_path="/models/org/tiny", served_model_name="org/tiny-fake")
+MAX_BODY_BYTES = 64 << 10
+
+
+@dataclass
+class RunningServer:
+    """A server in a thread of its own, and its engine, to be looked at only."""
+
+    url: str
+    engine: AsyncEngine
+
+
+@dataclass
+class StubEngine:
+    """An engine in a state that a real one can't be held in."""
+
+    ready: bool = False
+    stats: Stats = field(default_factory=Stats)
+    restarts: int = 0
+    on_message: Callable[[FromEngine], None] | None = None
+    info: ModelInfo = field(default_factory=lambda: FakeRunner(MODEL).info)
+    error: Exception = field(default_factory=lambda: EngineUnavailable("the engine is restarting"))
+
+    def submit(self, request: GenerationRequest, request_id: str | None = None) -> Any:
+        raise self.error
+
+
+def make_app(engine: StubEngine, **settings: Any) -> FastAPI:
+    return create_app(cast(AsyncEngine, engine), ServerConfig(**settings))
+
+
+def call(app: FastAPI, method: str, path: str, **options: Any) -> httpx.Response:
+    """One request to an application, without a network. Exceptions that it raises after its answer are left out."""
+
+    async def run() -> httpx.Response:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.request(method, path, **options)
+
+    return asyncio.run(run())
+
+
+def assert_error(response: httpx.Response, status: int, code: str, param: str | None = None) -> str:
+    """Check that an answer is an error of the one shape; returns its message."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["x-request-id"]
+    body = response.json()
+    assert set(body) == {"error"}
+    error = body["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["code"], error["param"]) == (code, param), error
+    assert error["type"] == ("server_error" if status >= 500 else "invalid_request_error")
+    assert isinstance(error["message"], str)
+    assert error["message"]
+    return str(error["message"])

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from stepbatch.engine.messages import Output
+from stepbatch.request import GenerationRequest, Times
+
+from .support import MODEL, StubEngine, assert_error, call, make_app
+
+
+def test_the_model_is_listed(http: httpx.Client) -> None:
+    body = http.get("/v1/models").json()
+    assert body["object"] == "list"
+    (model,) = body["data"]
+    assert (model["id"], model["object"], model["owned_by"]) == (MODEL.served_model_name, "model", "stepbatch")
+    assert (model["device"], model["dtype"], model["pipeline"]) == ("cpu", "float32", "FakePipeline")
+    assert model["defaults"]["num_inference_steps"] == 4
+    assert model["limits"]["size_multiple"] == 16
+    assert http.get("/v1/models/org/tiny-fake").json() == model
+    assert http.get("/v1/models/tiny").json() == model
+
+
+def test_another_model_is_not_there(http: httpx.Client) -> None:
+    assert_error(http.get("/v1/models/dall-e-3"), 404, "model_not_found", "model")
+
+
+def test_model_info_names_the_path(http: httpx.Client) -> None:
+    assert http.get("/v1/model_info").json()["model_path"] == MODEL.model_path
+
+
+def test_a_running_server_is_healthy_and_ready(http: httpx.Client) -> None:
+    assert http.get("/health").json() == {"status": "ok"}
+    assert http.get("/ready").json() == {"status": "ready"}
+    assert http.head("/health").status_code == 200
+
+
+def test_while_the_engine_restarts_the_server_is_alive_but_not_ready() -> None:
+    app = make_app(StubEngine(ready=False))
+    assert call(app, "GET", "/health").status_code == 200
+    response = call(app, "GET", "/ready")
+    assert_error(response, 503, "engine_unavailable")
+    assert response.headers["retry-after"] == "5"
+
+
+@pytest.mark.parametrize("name", ["x.png", "..%2f..%2fetc%2fpasswd", "%00"])
+def test_a_file_that_never_was_is_not_found(http: httpx.Client, name: str) -> None:
+    assert_error(http.get(f"/v1/files/{name}"), 404, "not_found")
+
+
+def test_a_url_expires() -> None:
+    app = make_app(DrawingEngine(), url_ttl_seconds=1)
+    body = {"prompt": "a cat", "response_format": "url"}
+    url = call(app, "POST", "/v1/images/generations", json=body).json()["data"][0]["url"]
+    assert url.startswith("http://test/v1/files/")
+    assert call(app, "GET", url).headers["cache-control"].startswith("private, max-age=")
+    time.sleep(1.0)
+    assert_error(call(app, "GET", url), 404, "not_found")
+
+
+class DrawingEngine(StubEngine):
+    """One that answers at once."""
+
+    def submit(self, request: GenerationRequest, request_id: str | None = None) -> Any:
+        return self
+
+    async def outputs(self) -> list[Output]:
+        return [Output("r", 0, 1, 2, 1, b"rgbrgb", Times())]
+
+
+def test_pages_that_load_remote_scripts_are_off(http: httpx.Client) -> None:
+    for path in ("/docs", "/redoc"):
+        assert_error(http.get(path), 404, "not_found")

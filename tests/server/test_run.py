@@ -1,0 +1,129 @@
+"""Whole runs of the server in a process of its own."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from stepbatch.errors import SetupError
+from stepbatch.server.run import bind
+
+from .support import RunningServer
+
+SCRIPT = """
+import sys
+from stepbatch.config import EngineConfig, ModelConfig, ServerConfig
+from stepbatch.server.run import run_server
+drain, step = float(sys.argv[1]), float(sys.argv[2])
+server = ServerConfig(port=0, drain_seconds=drain)
+status = run_server(server, EngineConfig(model=ModelConfig(backend="fake", fake_step_ms=step)))
+assert "torch" not in sys.modules
+sys.exit(status)
+"""
+
+
+class Run:
+    """A server process and its address."""
+
+    def __init__(self, drain: float, step_ms: float) -> None:
+        command = [sys.executable, "-W", "error", "-c", SCRIPT, str(drain), str(step_ms)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.line = self.process.stdout.readline()
+        self.url = self.line.split()[-1]
+        self.answers: list[httpx.Response | httpx.HTTPError] = []
+
+    def ask(self, steps: int) -> threading.Thread:
+        """Ask for a picture in the background, and wait until it is being worked on."""
+
+        def post() -> None:
+            body = {"prompt": "a cat", "num_inference_steps": steps}
+            try:
+                self.answers.append(httpx.post(f"{self.url}/v1/images/generations", json=body, timeout=30))
+            except httpx.HTTPError as error:
+                self.answers.append(error)
+
+        thread = threading.Thread(target=post)
+        thread.start()
+        while "num_requests_running 1.0" not in httpx.get(f"{self.url}/metrics").text:
+            time.sleep(0.02)
+        return thread
+
+
+@pytest.fixture
+def run(request: pytest.FixtureRequest) -> Iterator[Run]:
+    run = Run(*request.param)
+    try:
+        yield run
+    finally:
+        run.process.kill()
+        run.process.communicate()
+
+
+@pytest.mark.parametrize("run", [(20.0, 20.0)], indirect=True)
+def test_a_signal_lets_requests_finish_and_refuses_new_ones(run: Run) -> None:
+    assert run.line.startswith("stepbatch serves fake on http://127.0.0.1:")
+    answer = httpx.get(f"{run.url}/health")
+    assert "server" not in answer.headers
+    asking = run.ask(steps=50)
+    run.process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    assert httpx.get(f"{run.url}/ready").status_code == 503
+    refused = httpx.post(f"{run.url}/v1/images/generations", json={"prompt": "a dog"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_unavailable")
+    assert run.process.wait(10) == 0, run.process.stderr and run.process.stderr.read()
+    asking.join()
+    (finished,) = run.answers
+    assert isinstance(finished, httpx.Response)
+    assert finished.status_code == 200
+
+
+@pytest.mark.parametrize("run", [(0.3, 20.0)], indirect=True)
+def test_what_does_not_finish_in_time_is_told_so(run: Run) -> None:
+    asking = run.ask(steps=1000)
+    run.process.send_signal(signal.SIGINT)
+    assert run.process.wait(5) == 0
+    asking.join()
+    (refused,) = run.answers
+    assert isinstance(refused, httpx.Response)
+    assert refused.status_code == 503
+
+
+@pytest.mark.parametrize("run", [(60.0, 20.0)], indirect=True)
+def test_a_second_signal_ends_it_quickly(run: Run) -> None:
+    asking = run.ask(steps=1000)
+    run.process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.process.wait(3) == 1
+    asking.join()
+
+
+def test_a_port_in_use_is_one_clear_line(server: RunningServer) -> None:
+    port = int(server.url.rsplit(":", 1)[1])
+    with pytest.raises(SetupError, match=f"can't listen on 127.0.0.1:{port}: the port is in use"):
+        bind("127.0.0.1", port)
+
+
+def test_an_unknown_host_is_one_clear_line() -> None:
+    with pytest.raises(SetupError, match=r"can't listen on 256\.0\.0\.1:1: "):
+        bind("256.0.0.1", 1)
+
+
+def test_a_port_can_be_taken_again_at_once() -> None:
+    with bind("127.0.0.1", 0) as first:
+        first.listen()
+        address = first.getsockname()
+        with socket.create_connection(address) as connection:
+            peer, _ = first.accept()
+            peer.close()
+            connection.recv(1)
+    bind(*address).close()

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stepbatch.config import ModelConfig
+from stepbatch.errors import InvalidJSON, InvalidValue, RequestError, UnknownParameter
+from stepbatch.server.schema import FIELDS, IGNORED_OPENAI, IGNORED_OTHERS, ImageRequest, parse, parse_json
+from stepbatch.testing import FakeRunner
+
+INFO = FakeRunner(ModelConfig(model_path="/models/tiny", served_model_name="fake")).info
+
+everything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+likely = st.sampled_from(
+    ["64x64", "auto", "url", "png", "jpeg", "cpu", "fake", "opaque", 1, 4, 64, 0, 1.0, False, True]
+)
+
+
+def parse_fields(**fields: Any) -> ImageRequest:
+    return parse({"prompt": "a cat", **fields}, INFO)
+
+
+def test_absent_fields_take_their_defaults() -> None:
+    wanted = parse_fields()
+    assert (wanted.response_format, wanted.output_format, wanted.output_compression) == ("b64_json", "png", 100)
+    assert (wanted.generation.n, wanted.generation.width, wanted.generation.seed) == (1, None, None)
+    assert wanted.ignored == ()
+
+
+def test_null_counts_as_absent_for_every_optional_field() -> None:
+    names = [name for name in (*FIELDS, *IGNORED_OPENAI, *IGNORED_OTHERS) if name != "prompt"]
+    assert parse_fields(**dict.fromkeys(names)) == parse_fields()
+
+
+@pytest.mark.parametrize("fields", [{"size": "32x48"}, {"width": 32, "height": 48}, {"size": "32x48", "width": 32}])
+def test_a_size_may_come_either_way(fields: dict[str, Any]) -> None:
+    request = parse_fields(**fields).generation
+    assert (request.width, request.height) == (32, 48)
+
+
+def test_auto_is_no_size() -> None:
+    assert parse_fields(size="auto").generation.width is None
+    assert parse_fields(size="auto", width=32, height=32).generation.width == 32
+
+
+@pytest.mark.parametrize("name", ["fake", "/models/tiny", "tiny"])
+def test_a_model_has_three_names(name: str) -> None:
+    parse_fields(model=name)
+
+
+def test_values_that_ask_for_nothing_are_neither_refused_nor_ignored() -> None:
+    assert parse_fields(stream=False, partial_images=0, generator_device="cpu", enable_upscaling=False).ignored == ()
+
+
+def test_ignored_fields_are_listed() -> None:
+    wanted = parse_fields(quality="high", user="me", background="auto", vae_use_tiling=True, style=None)
+    assert set(wanted.ignored) == {"quality", "user", "background", "vae_use_tiling"}
+
+
+@pytest.mark.parametrize(("name", "hint"), [("promt", "prompt"), ("num_inference_step", "num_inference_steps")])
+def test_an_unknown_field_comes_with_a_hint(name: str, hint: str) -> None:
+    with pytest.raises(UnknownParameter, match=f"did you mean {hint}") as caught:
+        parse_fields(**{name: 1})
+    assert caught.value.param == name
+
+
+def test_an_unknown_field_without_a_close_one_has_no_hint() -> None:
+    with pytest.raises(UnknownParameter) as caught:
+        parse_fields(zzz=1)
+    assert "mean" not in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["width", "height"])
+def test_a_side_at_fault_is_blamed_on_size_where_it_came_as_that(name: str) -> None:
+    assert parse_fields(size="32x48").blame(InvalidValue("no", name)).param == "size"
+    assert parse_fields(width=32, height=48).blame(InvalidValue("no", name)).param == name
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"null", b'"x"', b"1", b"{'a': 1}", b'{"a": 1} x', b"[" * 99_999, b'{"a":' * 50_000, b'"\xff"'],
+)  # fmt: skip
+def test_what_is_no_json_object_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidJSON):
+        parse_json(body)
+
+
+def test_duplicate_keys_are_fine() -> None:
+    assert parse_json(b'{"a": 1, "a": 2}') == {"a": 2}
+
+
+def test_a_huge_integer_is_read_and_then_refused_by_its_field() -> None:
+    body = parse_json(b'{"prompt": "a cat", "seed": ' + b"9" * 10_000 + b"}")
+    with pytest.raises(InvalidValue) as caught:
+        parse(body, INFO)
+    assert caught.value.param == "seed"
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(st.sampled_from([*FIELDS, *IGNORED_OPENAI]), likely | everything))
+def test_any_value_is_taken_or_refused_by_name(fields: dict[str, Any]) -> None:
+    body = parse_json(json.dumps({"prompt": "a cat", **fields}).encode())
+    error = None
+    try:
+        parse(body, INFO).generation.resolve(INFO)
+    except RequestError as refusal:
+        error = refusal
+    assert error is None or (error.status in (400, 404) and error.param in FIELDS)

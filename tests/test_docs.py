@@ -1,0 +1,132 @@
+"""The documentation is held to its word: settings, errors, metrics, modules; and the README's blocks are run."""
+
+import dataclasses
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from stepbatch.cli import commands
+from stepbatch.cli.parser import Parser
+from stepbatch.config import BatchingConfig, DefaultsConfig, EngineConfig, ModelConfig, ServerConfig
+from stepbatch.demo import MODEL_PATH
+from stepbatch.demo.burst import serving
+from stepbatch.errors import REQUEST_ERRORS, RequestError
+from stepbatch.server.schema import parse
+from stepbatch.testing import FakeRunner
+
+ROOT = Path(__file__).parent.parent
+README, API, SETTINGS, ARCHITECTURE = (
+    (ROOT / path).read_text() for path in ("README.md", "docs/api.md", "docs/settings.md", "docs/architecture.md")
+)
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("cls", [ModelConfig, BatchingConfig, DefaultsConfig, ServerConfig])
+def test_every_setting_is_documented(cls: type) -> None:
+    for field in dataclasses.fields(cls):
+        default = "" if field.default in (None, "") else f"`{field.default}`"
+        if field.default == str(MODEL_PATH):
+            default = "the bundled model"
+        row = f"| `--{field.name.replace('_', '-')}` | {default} | {field.metadata['help']} |"
+        assert row in SETTINGS, f"docs/settings.md lacks this row:\n{row}"
+
+
+def test_no_setting_is_documented_that_is_none() -> None:
+    flags = set(re.findall(r"^\| `(--[a-z-]+)`", SETTINGS, re.MULTILINE))
+    assert flags <= set(commands.serve_parser().flags)
+
+
+@pytest.mark.parametrize("code", sorted(set(REQUEST_ERRORS) - {RequestError.code}))
+def test_every_error_is_documented(code: str) -> None:
+    row = re.search(rf"^\|.*`{code}`.*$", API, re.MULTILINE)
+    assert row, f"docs/api.md has no row for {code}"
+    assert str(REQUEST_ERRORS[code].status) in row[0]
+
+
+def test_every_module_is_in_the_architecture() -> None:
+    source = ROOT / "src" / "stepbatch"
+    modules = {str(path.relative_to(source)) for path in source.rglob("*.py") if not path.name.startswith("__")}
+    assert set(re.findall(r"^\| `([a-z_/]+\.py)` \|", ARCHITECTURE, re.MULTILINE)) == modules
+
+
+def test_the_tree_in_the_readme_is_the_tree() -> None:
+    tree = next(block for block in blocks(README, "text") if block.startswith("src/"))
+    source = ROOT / "src" / "stepbatch"
+    for path in [*source.glob("*.py"), *source.glob("engine/*.py"), *(p for p in source.iterdir() if p.is_dir())]:
+        if path.name not in ("__init__.py", "__pycache__"):
+            assert re.search(rf"── {re.escape(path.name)}/?\s", tree), f"README's tree lacks {path.name}"
+
+
+def test_links_lead_somewhere() -> None:
+    for text, folder in (
+        (README, ROOT),
+        (API, ROOT / "docs"),
+        (SETTINGS, ROOT / "docs"),
+        (ARCHITECTURE, ROOT / "docs"),
+    ):
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (folder / target).exists(), target
+
+
+def commands_in(text: str) -> list[list[str]]:
+    lines = "".join(blocks(text, "bash")).replace("\\\n", " ")
+    return [
+        shlex.split(part) for part in re.findall(r"^(?:stepbatch|make) .*$|^curl (?:.*\n)*?.*'$", lines, re.MULTILINE)
+    ]
+
+
+def check_make(arguments: list[str]) -> None:
+    assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def check_stepbatch(arguments: list[str]) -> None:
+    parsers: dict[str, Callable[[], Parser]] = {
+        "serve": commands.serve_parser,
+        "generate": commands.generate_parser,
+        "demo": commands.demo_parser,
+    }
+    assert parsers[arguments[0]]().read(arguments[1:])
+
+
+def check_curl(arguments: list[str]) -> None:
+    assert arguments[0] == f"http://{ServerConfig().host}:{ServerConfig().port}/v1/images/generations"
+    assert parse(json.loads(arguments[arguments.index("-d") + 1]), FakeRunner(ModelConfig()).info)
+
+
+@pytest.mark.parametrize("command", commands_in(README), ids=lambda command: " ".join(command)[:40])
+def test_commands_in_the_readme(command: list[str]) -> None:
+    {"make": check_make, "stepbatch": check_stepbatch, "curl": check_curl}[command[0]](command[1:])
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving(["--backend", "fake"], tmp_path_factory.mktemp("server") / "log") as server:
+        yield f"http://{server.host}:{server.port}"
+
+
+def test_the_client_block_runs(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    block = next(block for block in blocks(README, "python") if "OpenAI(" in block)
+    exec(block.replace("http://127.0.0.1:30200", address), {})
+    assert (tmp_path / "star.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(not MODEL_PATH.exists(), reason="the bundled model is not there")
+def test_the_library_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    block = next(block for block in blocks(README, "python") if "load_engine" in block)
+    exec(block, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0-0.png", "1-0.png", "1-1.png"]
+
+
+def test_the_settings_block_runs() -> None:
+    names: dict[str, object] = {}
+    exec(blocks(SETTINGS, "python")[0], names)
+    assert isinstance(names["config"], EngineConfig)
