@@ -1,4 +1,4 @@
-"""What a loaded model says of itself: limits, defaults, which guidance it knows. Needs no torch; the server reads it."""
+"""What a loaded model says of itself: limits, defaults, which guidance it knows. The server reads it, so no torch."""
 
 from __future__ import annotations
 

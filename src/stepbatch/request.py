@@ -21,9 +21,9 @@ MAX_PROMPT_CHARACTERS = 32_000  # as OpenAI has it; the model's own limit is in 
 class GenerationRequest:
     """One call for one or more pictures, validated as far as that goes without knowing the model.
 
-    ``None`` means the model's default; ``resolve`` fills it in. Sizes are in pixels. ``guidance_scale`` is the strength of
-    classifier-free guidance in the meaning that the model's diffusers pipeline gives it. The i-th of ``n`` outputs has
-    the noise of ``torch.Generator("cpu").manual_seed(seed + i)``.
+    ``None`` means the model's default; ``resolve`` fills it in. Sizes are in pixels. ``guidance_scale`` is the strength
+    of classifier-free guidance in the meaning that the model's diffusers pipeline gives it. The i-th of ``n`` outputs
+    has the noise of ``torch.Generator("cpu").manual_seed(seed + i)``.
 
     Raises:
         InvalidValue: a field has the wrong type or is out of range; ``param`` names it.
@@ -74,10 +74,8 @@ class GenerationRequest:
         width, height = self.width or defaults.width, self.height or defaults.height
         for name, side in (("width", width), ("height", height)):
             if side % info.size_multiple or not info.min_side <= side <= info.max_side:
-                raise InvalidValue(
-                    f"{name} must be a multiple of {info.size_multiple} from {info.min_side} to {info.max_side}, not {side}",
-                    name,
-                )
+                bounds = f"from {info.min_side} to {info.max_side}"
+                raise InvalidValue(f"{name} must be a multiple of {info.size_multiple} {bounds}, not {side}", name)
         _check_int("max_sequence_length", self.max_sequence_length, 1, info.max_sequence_length)
 
         def default(name: str) -> Any:

@@ -1,10 +1,11 @@
-"""Fakes for the seams, so that most tests, and load tests of everything around the model, need neither torch nor weights."""
+"""Fakes for the seams, so that most tests, and load tests of all that is around the model, need no torch."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import time
+from collections import deque
 from collections.abc import Sequence
 
 from stepbatch.config import ModelConfig
@@ -16,14 +17,14 @@ from stepbatch.request import GenerationRequest, Job
 class FakeRunner:
     """A runner whose steps take a fixed time and whose pictures are one colour, made from prompt and seed.
 
-    Words in a prompt make it misbehave: ``[raise-encode]``, ``[raise-denoise]``, ``[raise-decode]`` raise in that stage,
-    ``[nan]`` makes invalid output, ``[die]`` ends the process in a step, ``[hang]`` never comes back from one, and
-    ``[long]`` is refused as over-long.
+    Words in a prompt make it misbehave: ``[raise-encode]``, ``[raise-denoise]``, ``[raise-decode]`` raise in that
+    stage, ``[nan]`` makes invalid output, ``[die]`` ends the process in a step, ``[hang]`` never comes back from one,
+    and ``[long]`` is refused as over-long.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         self.step_seconds = config.fake_step_ms / 1000
-        self.steps: list[list[tuple[str, int]]] = []  # the jobs of each step
+        self.steps: deque[list[tuple[str, int]]] = deque(maxlen=10_000)  # the jobs of the last steps
         self.info = ModelInfo(
             id=config.served_model_name or "fake",
             path=config.model_path,

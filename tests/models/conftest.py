@@ -1,11 +1,11 @@
 from pathlib import Path
 
 import pytest
+from tests.models import tiny
 
 from stepbatch.config import EngineConfig, ModelConfig
 from stepbatch.engine.runner import TorchRunner
 from stepbatch.models import load_model
-from tests.models import tiny
 
 
 @pytest.fixture(scope="session")

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import ZImagePipeline
+from tests.models import tiny
+from tests.recording import make_engine, run
 
 from stepbatch import EngineConfig, GenerationRequest
 from stepbatch.config import BatchingConfig, ModelConfig
 from stepbatch.engine.runner import TorchRunner
 from stepbatch.errors import InvalidValue
 from stepbatch.models import load_model
-from tests.models import tiny
-from tests.recording import make_engine, run
 
 TOLERANCE = 1e-4
 LONG, LONGER = " ".join(f"w{i}" for i in range(40)), " ".join(f"w{i}" for i in range(75))

@@ -2,4 +2,4 @@
 
 from pathlib import Path
 
-MODEL_PATH = Path(__file__).parent / "model"
+MODEL_PATH = Path(__file__).parent / "shapes"

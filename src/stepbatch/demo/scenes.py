@@ -125,7 +125,9 @@ class Scene:
             centres = [(0.5 * width + s * dx, 0.5 * height + s * dy) for s in (1, -1)]
             radii = [RADIUS_IN_PAIR[t.size] * side for t in self.things]
         if rng is not None:
-            centres = [(x + rng.uniform(-1, 1) * JITTER * side, y + rng.uniform(-1, 1) * JITTER * side) for x, y in centres]
+            centres = [
+                (x + rng.uniform(-1, 1) * JITTER * side, y + rng.uniform(-1, 1) * JITTER * side) for x, y in centres
+            ]
         return [(x, y, r) for (x, y), r in zip(centres, radii, strict=True)]
 
     def render(self, width: int, height: int, rng: random.Random | None = None) -> Image.Image:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import math
 import random
 import time
@@ -23,9 +24,20 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
-from stepbatch.demo import scenes
+from stepbatch.demo import MODEL_PATH, scenes
+from stepbatch.demo.muon import Muon
+from stepbatch.models.defaults import OVERRIDES_FILE
 
+MUON_RATE, ADAM_RATE = 4e-3, 2e-3
 SIDES = range(128, 257, 16)
+DEFAULTS = {
+    "width": 192,
+    "height": 192,
+    "num_inference_steps": 12,
+    "guidance_scale": 1.5,
+    "min_side": SIDES[0],
+    "max_side": SIDES[-1],
+}
 USER, ASSISTANT, PAD, UNKNOWN = "<user>", "<assistant>", "<pad>", "<unk>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}<user> {{ message['content'] }} {% endfor %}"
@@ -36,7 +48,7 @@ CHAT_TEMPLATE = (
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer of whole words; words outside the language become one unknown token."""
     words = [*scenes.COLORS, *scenes.SHAPES, *scenes.SIZES, *scenes.SYNONYMS]
-    words += "a an on to the left right of and above below background , .".split()
+    words += ["a", "an", "on", "to", "the", "left", "right", "of", "and", "above", "below", "background", ",", "."]
     words += [w for filler in scenes.FILLERS for w in filler.split()]
     vocabulary = {w: i for i, w in enumerate(dict.fromkeys([PAD, UNKNOWN, USER, ASSISTANT, *words]))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
@@ -137,13 +149,16 @@ def train_vae(folder: Path, minutes: float) -> None:
         mse = F.mse_loss(decoded, batch)
         loss = l1 + mse + 2e-3 * posterior.kl().mean() / posterior.mean[0].numel()
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         step += 1
         if step % 100 == 0:
             std = posterior.mean.std().item()
-            print(f"{elapsed:6.1f} min step {step} l1 {l1.item():.4f} mse {mse.item():.5f} latent std {std:.3f}", flush=True)
+            print(
+                f"{elapsed:6.1f} min step {step} l1 {l1.item():.4f} mse {mse.item():.5f} latent std {std:.3f}",
+                flush=True,
+            )
     vae.eval()
     latents = []
     with torch.no_grad():
@@ -172,7 +187,7 @@ def train_decoder(folder: Path, minutes: float) -> None:
         decoded = vae.decode(latents).sample
         loss = (decoded - batch).abs().mean() + F.mse_loss(decoded, batch)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         step += 1
@@ -188,7 +203,9 @@ def cache_latents(folder: Path, minutes: float, seed: int) -> None:
     (folder / "latents").mkdir(exist_ok=True)
     rng, start, index = random.Random(seed), time.monotonic(), 0
     while time.monotonic() - start < 60 * minutes:
-        width, height = (min(rng.choice(SIDES), rng.choice(SIDES)) if rng.random() < 0.5 else rng.choice(SIDES) for _ in "wh")
+        width, height = (
+            min(rng.choice(SIDES), rng.choice(SIDES)) if rng.random() < 0.5 else rng.choice(SIDES) for _ in "wh"
+        )
         prompts, latents = [], []
         with torch.no_grad():
             for _ in range(8):
@@ -242,7 +259,7 @@ def embed(tokenizer: PreTrainedTokenizerFast, encoder: Qwen3Model, prompts: list
 def flow_loss(
     transformer: ZImageTransformer2DModel, embeds: list[torch.Tensor], latents: torch.Tensor, shift: float = 3.0
 ) -> torch.Tensor:
-    """Flow matching: the transformer's output is ``latents - noise`` at time ``1 - sigma``; sigma is drawn as sampled."""
+    """Flow matching: the transformer's output is ``latents - noise`` at time ``1 - sigma``."""
     uniform = (torch.arange(len(latents)) + torch.rand(len(latents))) / len(latents)  # stratified
     sigma = (shift * uniform / (1 + (shift - 1) * uniform))[torch.randperm(len(latents))]
     noise = torch.randn_like(latents)
@@ -252,16 +269,18 @@ def flow_loss(
     return F.mse_loss(torch.stack(output).squeeze(2), latents - noise)
 
 
-def make_optimizers(modules: nn.ModuleDict) -> list[torch.optim.Optimizer]:
+def make_optimizers(modules: nn.ModuleDict) -> tuple[Muon, torch.optim.AdamW]:
     """Muon for the matrices inside the blocks, AdamW for embeddings, projections in and out, norms and biases."""
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in modules.named_parameters():
         inside = parameter.ndim == 2 and any(part in name for part in ("layers.", "refiner.")) and "adaLN" not in name
-        (matrices if inside else rest).append(parameter)
-    return [
-        torch.optim.Muon(matrices, lr=4e-3, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=2e-3, weight_decay=0.0, betas=(0.9, 0.98)),
-    ]
+        if parameter.requires_grad:
+            (matrices if inside else rest).append(parameter)
+    return (
+        Muon(matrices, rate=MUON_RATE, momentum=0.95, decay=0.01),
+        torch.optim.AdamW(rest, lr=ADAM_RATE, weight_decay=0.0, betas=(0.9, 0.98)),
+    )
 
 
 def train_transformer(folder: Path, minutes: float, dim: int, layers: int, name: str, tokens: int) -> None:
@@ -271,29 +290,27 @@ def train_transformer(folder: Path, minutes: float, dim: int, layers: int, name:
     modules = nn.ModuleDict({"text": make_text_encoder(len(tokenizer), dim), "image": make_transformer(dim, layers)})
     if (folder / f"{name}.pt").exists():
         modules.load_state_dict(torch.load(folder / f"{name}.pt"))
-    for parameter in modules["text"].layers[-1].parameters():
+    for parameter in modules["text"].get_submodule("layers.2").parameters():
         parameter.requires_grad_(False)  # beyond the layer that is read
     print(sum(p.numel() for p in modules.parameters()), "parameters", flush=True)
     trained = [p for p in modules.parameters() if p.requires_grad]
     average = copy.deepcopy(modules).requires_grad_(False)
-    optimizers = make_optimizers(modules)
-    rates = [o.param_groups[0]["lr"] for o in optimizers]
+    muon, adam = make_optimizers(modules)
     sampler, start, saved, step, running = Sampler(folder, 0), time.monotonic(), 0.0, 0, 1.0
     while (elapsed := (time.monotonic() - start) / 60) < minutes:
         if step % 50 == 0:
             sampler.refresh()
         # warm up, hold, and come down over the last third
         share = min(1.0, step / 200) * min(1.0, max(0.01, (1 - elapsed / minutes) * 3))
-        for optimizer, rate in zip(optimizers, rates, strict=True):
-            optimizer.param_groups[0]["lr"] = rate * share
+        muon.rate = MUON_RATE * share
+        adam.param_groups[0]["lr"] = ADAM_RATE * share
         prompts, latents = sampler.batch(tokens, favour_small=elapsed < 0.6 * minutes)
         loss = flow_loss(modules["image"], embed(tokenizer, modules["text"], prompts), latents)
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        loss.backward()
+        modules.zero_grad()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(trained, 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
+        muon.step()
+        adam.step()
         step += 1
         if step % 10 == 0:
             with torch.no_grad():
@@ -315,12 +332,13 @@ def export(folder: Path, target: Path, dim: int, layers: int, name: str) -> None
     modules.load_state_dict(torch.load(folder / f"{name}.pt"))
     pipeline = ZImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=AutoencoderKL.from_pretrained(folder / "vae"),
+        vae=AutoencoderKL.from_pretrained(folder / "vae-decoded"),
         text_encoder=modules["text"],
         tokenizer=tokenizer,
         transformer=modules["image"],
     )
     pipeline.to(torch.float16).save_pretrained(target, safe_serialization=True)
+    (target / OVERRIDES_FILE).write_text(json.dumps(DEFAULTS, indent=2) + "\n")
 
 
 def main() -> None:
@@ -328,7 +346,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=["vae", "cache", "decoder", "transformer", "export"])
     parser.add_argument("--folder", type=Path, default=Path("training"))
-    parser.add_argument("--target", type=Path, default=Path(__file__).parent / "model")
+    parser.add_argument("--target", type=Path, default=MODEL_PATH)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)

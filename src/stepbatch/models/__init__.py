@@ -6,11 +6,11 @@ import os
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it says at import which image processors it can't have
 
-from stepbatch.config import EngineConfig  # noqa: E402
-from stepbatch.errors import CheckpointError  # noqa: E402
-from stepbatch.models.base import Model  # noqa: E402
-from stepbatch.models.loading import find_checkpoint, read_index  # noqa: E402
-from stepbatch.models.z_image import ZImage  # noqa: E402
+from stepbatch.config import EngineConfig
+from stepbatch.errors import CheckpointError
+from stepbatch.models.base import Model
+from stepbatch.models.loading import find_checkpoint, read_index
+from stepbatch.models.z_image import ZImage
 
 NATIVE: dict[str, type[Model]] = {  # the pipeline's class in model_index.json
     "ZImagePipeline": ZImage,

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from stepbatch.config import EngineConfig
 from stepbatch.model_info import ModelInfo
 from stepbatch.request import GenerationRequest
 
@@ -41,6 +42,10 @@ class Model(ABC):
 
     info: ModelInfo
     device: torch.device
+
+    @abstractmethod
+    def __init__(self, config: EngineConfig) -> None:
+        """Load the checkpoint at ``config.model.model_path``; raises ``SetupError``."""
 
     @abstractmethod
     def check(self, request: GenerationRequest) -> None:
@@ -85,7 +90,7 @@ class Model(ABC):
 
     @abstractmethod
     def decode(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
-        """One job's ``[N, C]`` latents to a picture in fp32 ``[H, W, 3]`` in 0 to 1, or not finite where they aren't."""
+        """One job's ``[N, C]`` latents to a picture in fp32 ``[H, W, 3]``, 0 to 1; not finite where they aren't."""
 
     def scale(self, request: GenerationRequest) -> float:
         """The strength that ``guide`` gets for this request."""

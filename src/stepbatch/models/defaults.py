@@ -1,7 +1,7 @@
 """The one table of defaults: what a request gets where it says nothing, by model.
 
-A checkpoint's class doesn't tell a distilled model from its base, so known models are told by name, and renamed copies of
-them by a setting that differs. ``stepbatch.json`` beside ``model_index.json`` overrides any of it.
+A checkpoint's class doesn't tell a distilled model from its base, so known models are told by name, and renamed copies
+of them by a setting that differs. ``stepbatch.json`` beside ``model_index.json`` overrides any of it.
 """
 
 from __future__ import annotations

@@ -51,7 +51,9 @@ def read_index(folder: Path) -> dict[str, Any]:
     try:
         index = json.loads((folder / "model_index.json").read_text())
     except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} has no model_index.json: it is not a checkpoint in diffusers' layout") from error
+        raise CheckpointError(
+            f"{folder} has no model_index.json: it is not a checkpoint in diffusers' layout"
+        ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / 'model_index.json'} can't be read: {error}") from error
     if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):

@@ -18,7 +18,9 @@ def check_flow_match(noise_scheduler: object) -> FlowMatchEulerDiscreteScheduler
     if not isinstance(noise_scheduler, FlowMatchEulerDiscreteScheduler):
         raise CheckpointError(f"its noise schedule is {type(noise_scheduler).__name__}, which has no native form")
     if noise_scheduler.config["stochastic_sampling"]:
-        raise CheckpointError("its noise schedule draws noise at each step (stochastic_sampling), which has no native form")
+        raise CheckpointError(
+            "its noise schedule draws noise at each step (stochastic_sampling), which has no native form"
+        )
     return noise_scheduler
 
 

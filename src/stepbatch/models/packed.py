@@ -1,14 +1,14 @@
 """Ragged tensors: the tokens of all sequences lie end to end in one ``[T, D]``; nothing is padded.
 
-Everything row-wise (linear layers, norms, modulation, rotary embedding) sees one tall matrix; only attention knows where
-one sequence ends.
+Everything row-wise (linear layers, norms, modulation, rotary embedding) sees one tall matrix; only attention knows
+where one sequence ends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import torch
 from torch.nn import functional as F
@@ -72,7 +72,7 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segme
 
 def _heads_first(rows: torch.Tensor, count: int) -> torch.Tensor:
     # [count * L, heads, head_dim] -> [count, heads, L, head_dim], without a copy
-    return rows.unflatten(0, (count, -1)).transpose(1, 2)
+    return rows.view(count, -1, *rows.shape[1:]).transpose(1, 2)
 
 
 def rotate(x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
@@ -85,8 +85,8 @@ def rotate(x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
     Returns:
         ``[T, heads, head_dim]`` in the type of ``x``.
     """
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotary).flatten(-2).type_as(x)
+    pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * rotary).view(x.shape).to(x.dtype)
 
 
 def chunk_rows(width: int, device: torch.device) -> int:
@@ -101,9 +101,9 @@ def chunk_rows(width: int, device: torch.device) -> int:
 
 
 def in_chunks(work: Callable[[slice], torch.Tensor], rows: int, size: int) -> torch.Tensor:
-    """Call ``work`` on slices of at most ``size`` of the ``rows`` rows, about equally long, and join what it returns."""
+    """Call ``work`` on slices of at most ``size`` of the ``rows``, about equally long, and join what it returns."""
     if rows <= size:
         return work(slice(0, rows))
     count = -(-rows // size)
     bounds = [rows * i // count for i in range(count + 1)]
-    return torch.cat([work(slice(a, b)) for a, b in zip(bounds, bounds[1:], strict=False)])
+    return torch.cat([work(slice(a, b)) for a, b in pairwise(bounds)])

@@ -1,8 +1,8 @@
 """Z-Image: checkpoints of diffusers' ``ZImagePipeline``, with the transformer's forward pass packed.
 
-The transformer runs on ``[picture, prompt]`` sequences. Prompt and picture are each filled up to a multiple of 32 tokens
-with learned pad tokens that do take part in attention; that is how the model was trained. Prompts pass their own two
-refiner blocks first. Those depend on no timestep, so they belong to ``encode`` here.
+The transformer runs on ``[picture, prompt]`` sequences. Prompt and picture are each filled up to a multiple of 32
+tokens with learned pad tokens that do take part in attention; that is how the model was trained. Prompts pass their
+own refiner blocks first. Those depend on no timestep, so they belong to ``encode`` here.
 
 The architecture is that of https://github.com/Tongyi-MAI/Z-Image; parameter names are those of diffusers'
 ``ZImageTransformer2DModel``, whose state dict is loaded as it is.
@@ -10,7 +10,6 @@ The architecture is that of https://github.com/Tongyi-MAI/Z-Image; parameter nam
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +23,7 @@ from stepbatch.config import EngineConfig
 from stepbatch.errors import InvalidValue
 from stepbatch.model_info import ModelInfo
 from stepbatch.models.base import Model, PackedSequence, Start
+from stepbatch.models.layers import RMSNorm, TimestepEmbedder
 from stepbatch.models.loading import load_pipeline, model_info
 from stepbatch.models.noise_schedule import check_flow_match, flow_match_sigmas
 from stepbatch.models.packed import Segments, attention, chunk_rows, in_chunks, rotate
@@ -65,18 +65,6 @@ class Layout:
     out_job: torch.Tensor  # [R']
 
 
-class RMSNorm(nn.Module):
-    """Root-mean-square norm with a learned scale."""
-
-    def __init__(self, dim: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(dim))
-        self.eps = eps
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-
-
 class Attention(nn.Module):
     """The projections around attention; attention itself needs the whole sequence, these are row by row."""
 
@@ -92,9 +80,12 @@ class Attention(nn.Module):
 
     def project(self, x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
         """``[T, D]`` to queries, keys and values, ``[T, 3, heads, head_dim]``."""
-        query = rotate(self.norm_q(self.to_q(x).unflatten(-1, (self.heads, -1))), rotary)
-        key = rotate(self.norm_k(self.to_k(x).unflatten(-1, (self.heads, -1))), rotary)
-        return torch.stack((query, key, self.to_v(x).unflatten(-1, (self.heads, -1))), dim=1)
+        query = rotate(self.norm_q(self._split(self.to_q(x))), rotary)
+        key = rotate(self.norm_k(self._split(self.to_k(x))), rotary)
+        return torch.stack((query, key, self._split(self.to_v(x))), dim=1)
+
+    def _split(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(len(x), self.heads, -1)
 
 
 class FeedForward(nn.Module):
@@ -113,7 +104,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer block over packed sequences; without ``modulation`` it knows no timestep."""
+    """One transformer block over packed sequences; without ``modulation`` it knows no timestep and has no ``table``."""
 
     def __init__(self, dim: int, heads: int, norm_eps: float, qk_norm: bool, modulation: bool) -> None:
         super().__init__()
@@ -127,44 +118,33 @@ class Block(nn.Module):
             self.adaLN_modulation = nn.Sequential(nn.Linear(min(dim, TIME_CHANNELS), 4 * dim))
 
     def table(self, time: torch.Tensor) -> torch.Tensor:
-        """Modulation rows, ``[J, 256]`` to ``[J, 4 D]``: scale and gate of attention, scale and gate of feed-forward."""
+        """Modulation rows, ``[J, 256]`` to ``[J, 4 D]``: scale and gate of attention, then of feed-forward."""
         scale_attention, gate_attention, scale_ffn, gate_ffn = self.adaLN_modulation(time).chunk(4, dim=-1)
         return torch.cat((1 + scale_attention, gate_attention.tanh(), 1 + scale_ffn, gate_ffn.tanh()), dim=-1)
 
     def forward(
         self,
         x: torch.Tensor,  # [T, D]
-        rotary: torch.Tensor,
+        rotary: torch.Tensor,  # complex64 [T, 1, head_dim / 2]
         segments: Segments,
-        time: torch.Tensor | None = None,  # [J, 256]
-        job: torch.Tensor | None = None,  # [T]
+        table: torch.Tensor,  # [J, 4 D]
+        job: torch.Tensor,  # [T] row of the table
     ) -> torch.Tensor:
-        table = None if time is None else self.table(time)
         size = chunk_rows(self.feed_forward.w1.out_features, x.device)
 
-        def modulation(rows: slice) -> tuple[torch.Tensor | None, ...]:
-            if table is None or job is None:
-                return (None,) * 4
-            return table.index_select(0, job[rows]).chunk(4, dim=-1)
-
         def before(rows: slice) -> torch.Tensor:
-            scale = modulation(rows)[0]
-            normed = self.attention_norm1(x[rows])
-            return self.attention.project(normed if scale is None else normed * scale, rotary[rows])
+            scale = table.index_select(0, job[rows]).chunk(4, dim=-1)[0]
+            return self.attention.project(self.attention_norm1(x[rows]) * scale, rotary[rows])
 
         def after(rows: slice) -> torch.Tensor:
-            _, gate, scale_ffn, gate_ffn = modulation(rows)
-            y = _gated(x[rows], self.attention_norm2(self.attention.to_out[0](attended[rows])), gate)
-            normed = self.ffn_norm1(y)
-            return _gated(y, self.ffn_norm2(self.feed_forward(normed if scale_ffn is None else normed * scale_ffn)), gate_ffn)
+            _, gate, scale_ffn, gate_ffn = table.index_select(0, job[rows]).chunk(4, dim=-1)
+            update = self.attention_norm2(self.attention.to_out[0](attended[rows]))
+            y = torch.addcmul(x[rows], gate, update)
+            return torch.addcmul(y, gate_ffn, self.ffn_norm2(self.feed_forward(self.ffn_norm1(y) * scale_ffn)))
 
-        projected = in_chunks(before, len(x), size)
-        attended = attention(*projected.unbind(1), segments)
+        query, key, value = in_chunks(before, len(x), size).unbind(1)
+        attended = attention(query, key, value, segments)
         return in_chunks(after, len(x), size)
-
-
-def _gated(x: torch.Tensor, update: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
-    return x + update if gate is None else torch.addcmul(x, update, gate)
 
 
 class FinalLayer(nn.Module):
@@ -180,22 +160,6 @@ class FinalLayer(nn.Module):
         scale = (1 + self.adaLN_modulation(time)).index_select(0, job)
         out: torch.Tensor = self.linear(self.norm_final(x) * scale)
         return out
-
-
-class TimestepEmbedder(nn.Module):
-    """Sinusoids and a small network: ``[J]`` to ``[J, 256]``."""
-
-    def __init__(self, out: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(TIME_CHANNELS, 1024), nn.SiLU(), nn.Linear(1024, out))
-
-    def forward(self, time: torch.Tensor) -> torch.Tensor:
-        half = TIME_CHANNELS // 2
-        frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=time.device) / half)
-        angles = time[:, None].float() * frequencies
-        sinusoids = torch.cat((angles.cos(), angles.sin()), dim=-1)
-        embedded: torch.Tensor = self.mlp(sinusoids.to(self.mlp[0].weight.dtype))
-        return embedded
 
 
 class Transformer(nn.Module):
@@ -216,7 +180,7 @@ class Transformer(nn.Module):
         self.all_final_layer = nn.ModuleDict({f"{PATCH}-1": FinalLayer(dim, channels)})
         self.noise_refiner = blocks(config["n_refiner_layers"], modulation=True)
         self.context_refiner = blocks(config["n_refiner_layers"], modulation=False)
-        self.t_embedder = TimestepEmbedder(min(dim, TIME_CHANNELS))
+        self.t_embedder = TimestepEmbedder(TIME_CHANNELS, 1024, min(dim, TIME_CHANNELS))
         self.cap_embedder = nn.Sequential(RMSNorm(config["cap_feat_dim"], eps), nn.Linear(config["cap_feat_dim"], dim))
         self.x_pad_token = nn.Parameter(torch.empty(1, dim))
         self.cap_pad_token = nn.Parameter(torch.empty(1, dim))
@@ -233,29 +197,45 @@ class Transformer(nn.Module):
 
     def refine_prompt(self, features: torch.Tensor) -> torch.Tensor:
         """A text encoder's ``[L, D']`` to ``[padded(L), D]``, which no step changes."""
-        rows = self.cap_embedder(features)
+        rows: torch.Tensor = self.cap_embedder(features)
         pads = self.cap_pad_token.expand(padded(len(rows)) - len(rows), -1)
         rows = torch.cat((rows, pads))
         rotary, segments = self.rotary(prompt_positions(len(rows))).to(rows.device), Segments.of([len(rows)])
+        unmodulated, first = (
+            rows.new_ones(1, 4 * rows.shape[1]),
+            torch.zeros(len(rows), dtype=torch.long).to(rows.device),
+        )
         for block in self.context_refiner:
-            rows = block(rows, rotary, segments)
+            rows = block(rows, rotary, segments, unmodulated, first)
         return rows
 
     def forward(self, latents: torch.Tensor, sigma: torch.Tensor, layout: Layout) -> torch.Tensor:
         """``[R, C]`` latents and each job's ``[J]`` sigma to ``[R', C]`` velocities."""
-        dtype = self.x_pad_token.dtype
+        dtype: torch.dtype = self.x_pad_token.dtype
         # diffusers goes through the timestep, and so do these roundings
-        time = self.t_embedder((1000 - sigma * 1000) / 1000 * self.t_scale).to(dtype)  # [J, 256]
+        time = self.t_embedder((1000 - sigma * 1000) / 1000 * self.t_scale, dtype)  # [J, 256]
         x = self.all_x_embedder[f"{PATCH}-1"](latents.to(dtype)).index_select(0, layout.picture_rows)
         if len(layout.pads):
             x.index_copy_(0, layout.pads, self.x_pad_token.expand(len(layout.pads), -1))
-        for block in self.noise_refiner:
-            x = block(x, layout.picture_rotary, layout.picture_segments, time, layout.picture_job)
+        x = _denoise(self.noise_refiner, x, layout.picture_rotary, layout.picture_segments, time, layout.picture_job)
         x = torch.cat((x, layout.prompts)).index_select(0, layout.order)
-        for block in self.layers:
-            x = block(x, layout.rotary, layout.segments, time, layout.job)
+        x = _denoise(self.layers, x, layout.rotary, layout.segments, time, layout.job)
         out = self.all_final_layer[f"{PATCH}-1"](x.index_select(0, layout.out_rows), time, layout.out_job)
-        return -out  # it predicts data minus noise
+        return torch.neg(out)  # it predicts data minus noise
+
+
+def _denoise(
+    blocks: nn.ModuleList,
+    x: torch.Tensor,
+    rotary: torch.Tensor,
+    segments: Segments,
+    time: torch.Tensor,
+    job: torch.Tensor,
+) -> torch.Tensor:
+    for block in blocks:
+        assert isinstance(block, Block)
+        x = block(x, rotary, segments, block.table(time), job)
+    return x
 
 
 class ZImage(Model):
@@ -311,7 +291,9 @@ class ZImage(Model):
         height, width = self._grid(request.width, request.height)
         shape = (1, self.channels, PATCH * height, PATCH * width)
         noise = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
-        tokens = noise.view(self.channels, height, PATCH, width, PATCH).permute(1, 3, 2, 4, 0).reshape(height * width, -1)
+        tokens = (
+            noise.view(self.channels, height, PATCH, width, PATCH).permute(1, 3, 2, 4, 0).reshape(height * width, -1)
+        )
         sigmas = flow_match_sigmas(
             self.noise_scheduler, request.num_inference_steps, height * width, request.flow_shift
         )

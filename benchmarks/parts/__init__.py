@@ -1,0 +1,1 @@
+"""What ``batching.py`` measures, a subject a file."""

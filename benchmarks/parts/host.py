@@ -1,0 +1,187 @@
+"""What the engine adds to the model: against a bare loop on the same work, and per step in milliseconds."""
+
+from __future__ import annotations
+
+import copy
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from parts.common import (
+    MIXED_SIZES,
+    SEED,
+    Case,
+    Effort,
+    Figure,
+    alternate,
+    equal_requests,
+    make_request,
+    ratio,
+    threads,
+    timed,
+    with_batching,
+)
+from stepbatch.config import EngineConfig, ModelConfig
+from stepbatch.engine.engine import Engine
+from stepbatch.engine.messages import Submit, encode
+from stepbatch.engine.runner import Runner, TorchRunner
+from stepbatch.models.base import Model, PackedSequence
+from stepbatch.models.noise_schedule import euler_step
+from stepbatch.request import MAX_STEPS, GenerationRequest
+from stepbatch.testing import FakeRunner
+
+WIDTH = 8  # jobs a step of the bare loop
+GROUPS = 2
+RUNNING = 16
+RAMP = 20  # steps until as many jobs run as may
+LONG = MAX_STEPS  # so many steps that no job ends while it is measured
+STEPS = 12
+
+
+@torch.inference_mode()
+def bare_loop(model: Model, requests: Sequence[GenerationRequest]) -> list[bytes]:
+    """The least that does the work: groups of ``WIDTH`` requests, all guided and with as many steps, packed once each."""
+    prompts = {prompt: model.encode(prompt) for prompt in {p for r in requests for p in model.prompts(r)}}
+    pictures = []
+    for i in range(0, len(requests), WIDTH):
+        pictures += _bare_group(model, requests[i : i + WIDTH], prompts)
+    return pictures
+
+
+def _bare_group(model: Model, requests: Sequence[GenerationRequest], prompts: dict[str, Any]) -> list[bytes]:
+    starts = [model.start(request, request.seed or 0) for request in requests]
+    counts = [len(start.latents) for start in starts]
+    latents = torch.cat([start.latents for start in starts])
+    sigmas = torch.stack([start.sigmas for start in starts])  # [J, steps + 1]
+    rows = torch.arange(len(requests)).repeat_interleave(torch.tensor(counts))
+    scale = torch.tensor([model.scale(request) for request in requests])[rows, None]
+    sequences, at = [], 0
+    for i, (request, count) in enumerate(zip(requests, counts, strict=True)):
+        assert request.width is not None and request.height is not None
+        for branch, prompt in enumerate(model.prompts(request)):
+            where = slice(at, at + count)
+            sequences.append(PackedSequence(i, branch, where, request.width, request.height, prompts[prompt]))
+        at += count
+    layout = model.layout(sequences)
+    twice = [count for count in counts for _ in range(2)]
+    for step in range(sigmas.shape[1] - 1):
+        parts = model.denoise(layout, latents, sigmas[:, step]).split(twice)
+        velocity = model.guide(torch.cat(parts[::2]), torch.cat(parts[1::2]), scale)
+        euler_step(latents, velocity, sigmas[rows, step, None], sigmas[rows, step + 1, None])
+    return [
+        model.decode(part, request.width, request.height).mul(255).round().to(torch.uint8).numpy().tobytes()
+        for request, part in zip(requests, latents.split(counts), strict=True)
+        if request.width is not None and request.height is not None
+    ]
+
+
+def engine_against_bare(model: Model, config: EngineConfig, effort: Effort) -> list[Case]:
+    """Throughput of the engine over that of the bare loop, with the loop's own grouping and with the default limits."""
+    rng = random.Random(SEED)
+    sizes = sorted(MIXED_SIZES * GROUPS, key=lambda size: size[0] * size[1])
+    mixed = [make_request(model.info, rng, size, STEPS, 3.0) for size in sizes]
+    with threads(1):
+        return [
+            _against("128x128", model, config, equal_requests(model.info, WIDTH * GROUPS), effort),
+            _against("mixed sizes", model, config, mixed, effort),
+        ]
+
+
+def _against(
+    name: str, model: Model, config: EngineConfig, requests: Sequence[GenerationRequest], effort: Effort
+) -> Case:
+    same = with_batching(
+        config,
+        dynamic_batch_max_size=WIDTH,
+        max_encodes_per_step=WIDTH,
+        max_decodes_per_step=WIDTH,
+        max_batch_tokens=1 << 20,
+    )
+    works = {
+        "bare": timed(lambda: bare_loop(model, requests)),
+        "engine": timed(lambda: Engine(TorchRunner(model), same).generate(requests)),
+        "engine, default limits": timed(lambda: Engine(TorchRunner(model), config).generate(requests)),
+    }
+    seconds = alternate(works, effort.loop_repeats)
+    figures = [
+        Figure("same groups", ratio(seconds["bare"], seconds["engine"]), at_least=0.95),
+        Figure("default limits", ratio(seconds["bare"], seconds["engine, default limits"])),
+    ]
+    return Case(name, figures, seconds, {"jobs": len(requests), "steps": STEPS, "threads": 1})
+
+
+class Stopwatch:
+    """Sums the seconds spent inside the functions that it has wrapped."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return function(*args)
+            finally:
+                self.seconds += time.perf_counter() - began
+
+        return call
+
+    def watch(self, thing: Any, *verbs: str) -> Any:
+        """A copy of ``thing`` with some of its methods wrapped."""
+        watched = copy.copy(thing)
+        for verb in verbs:
+            setattr(watched, verb, self.wrap(getattr(thing, verb)))
+        return watched
+
+
+def host_time(model: Model, effort: Effort) -> list[Case]:
+    """Milliseconds of a step that aren't the model's, with ``RUNNING`` jobs in it and many more waiting."""
+    fake, real = Stopwatch(), Stopwatch()
+    fake_runner = fake.watch(FakeRunner(ModelConfig(backend="fake", fake_step_ms=0.0)), "denoise")
+    verbs = ("encode", "start", "denoise", "decode")
+    with threads(1):
+        return [
+            _host_case("engine alone", fake_runner, fake, LONG, effort.host_steps, effort.waiting),
+            _host_case(
+                "with the runner, same jobs as in the last step",
+                TorchRunner(real.watch(model, *verbs)),
+                real,
+                LONG,
+                effort.host_steps // 4,
+                effort.waiting,
+            ),
+            _host_case(
+                "with the runner, one leaves and one joins in every step",
+                TorchRunner(real.watch(model, *verbs)),
+                real,
+                RUNNING,
+                effort.host_steps // 4,
+                effort.waiting,
+            ),
+        ]
+
+
+def _host_case(name: str, runner: Runner, watch: Stopwatch, steps: int, count: int, waiting: int) -> Case:
+    limits = with_batching(EngineConfig(), dynamic_batch_max_size=RUNNING, max_encodes_per_step=1)
+    engine = Engine(runner, limits, emit=encode)  # what is emitted is encoded for the socket, so that is part of it
+    rng = random.Random(SEED)
+    leaving = 0 if steps == LONG else RAMP + count
+    for i in range(RUNNING + waiting + leaving):
+        request = make_request(runner.info, rng, (128, 128), steps, 3.0)
+        engine.submit(Submit(str(i), request, [0], float(i)))
+    for _ in range(RAMP):
+        engine.step()
+    outside, inside = [], []
+    for _ in range(count):
+        watch.seconds = 0.0
+        seconds = timed(engine.step)()
+        assert engine.stats.jobs_in_step == RUNNING
+        outside.append(seconds - watch.seconds)
+        inside.append(watch.seconds)
+    milliseconds = 1000 * statistics.median(outside)
+    settings = {"running": RUNNING, "waiting": engine.stats.waiting, "threads": 1}
+    return Case(name, [Figure("ms a step", milliseconds, at_most=1.0)], {"outside": outside, "model": inside}, settings)
