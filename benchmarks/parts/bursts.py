@@ -11,9 +11,19 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 
-from parts.common import SEED, Case, Effort, Figure, alternate, equal_requests, mixed_requests, threads, with_batching
+from parts.common import (
+    SEED,
+    Case,
+    Effort,
+    Figure,
+    alternate,
+    equal_requests,
+    mixed_requests,
+    threads,
+    told,
+    with_batching,
+)
 from stepbatch.config import EngineConfig
 from stepbatch.engine.engine import Engine
 from stepbatch.engine.messages import Failure, FromEngine, Output, Stats, Submit
@@ -120,7 +130,7 @@ def plain_loop(pipeline: Any, requests: Sequence[GenerationRequest]) -> Served:
 
 
 def bursts(
-    model: Model, pipeline: DiffusionPipeline, config: EngineConfig, effort: Effort, progress: Callable[[str], None]
+    model: Model, pipeline: Any, config: EngineConfig, effort: Effort, progress: Callable[[str], None]
 ) -> list[Case]:
     """Closed loops over mixed requests and equal ones."""
     one = with_batching(config, dynamic_batch_max_size=1)
@@ -132,11 +142,11 @@ def bursts(
     cases = []
     for count, repeats in zip(effort.threads, effort.burst_repeats, strict=True):
         for name, make, goal in (("mixed", mixed_requests, 1.0), ("128x128", equal_requests, 1.3)):
-            progress(f"bursts: {count} threads, {name}")
+            progress(f"bursts: {told(count)}, {name}")
             with threads(count):
                 served = _serve(works, make(model.info, effort.requests), repeats)
             settings = {"threads": count, "requests": effort.requests, "concurrency": CONCURRENCY}
-            label = f"{name}, {count} threads, against "
+            label = f"{name}, {told(count)}, against "
             cases += [
                 _compare(label + other, served, other, settings, goal if count == 1 else None)
                 for other in ("one at a time", "diffusers")

@@ -27,27 +27,32 @@ MIXED_SIZES = ((128, 128), (192, 128), (160, 160), (256, 160), (144, 192), (208,
 class Effort:
     """How long is measured."""
 
-    step_repeats: tuple[int, int] = (7, 41)  # at least, at most
-    step_seconds: float = 2.0  # a case's time between those two bounds
+    step_repeats: tuple[int, int] = (5, 31)  # at least, at most
+    step_seconds: float = 1.5  # a case's time between those two bounds
     step_jobs: tuple[int, ...] = (1, 2, 4, 8, 16)
     threads: tuple[int, ...] = (1, 2)
     loop_repeats: int = 7
+    loop_groups: int = 2
+    loop_steps: int = 12
     host_steps: int = 200
     waiting: int = 1000
     requests: int = 48
-    burst_repeats: tuple[int, ...] = (5, 3)  # by number of threads
+    burst_repeats: tuple[int, ...] = (3, 2)  # for each of ``threads``
     poisson_repeats: int = 3
 
 
 QUICK = Effort(
-    step_repeats=(2, 2),
+    step_repeats=(1, 1),
     step_seconds=0.0,
     step_jobs=(1, 4),
-    loop_repeats=2,
-    host_steps=20,
+    loop_repeats=1,
+    loop_groups=1,
+    loop_steps=2,
+    host_steps=8,
     waiting=50,
+    threads=(1,),
     requests=4,
-    burst_repeats=(1, 1),
+    burst_repeats=(1,),
     poisson_repeats=1,
 )
 
@@ -73,7 +78,7 @@ class Figure:
 
 @dataclass
 class Case:
-    """One thing measured: what it was, its figures, and every repeat's raw numbers (seconds unless the key says else)."""
+    """One thing measured: what it was, its figures, and what they were made of, seconds of every repeat."""
 
     name: str
     figures: list[Figure]
@@ -119,6 +124,11 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> float:
     return statistics.median(above) / statistics.median(below)
 
 
+def told(thread_count: int) -> str:
+    """A number of threads in words."""
+    return f"{thread_count} thread{'s' * (thread_count > 1)}"
+
+
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     """Compute with so many threads inside the context."""
@@ -149,10 +159,10 @@ def make_request(
     ).resolve(info)
 
 
-def equal_requests(info: ModelInfo, count: int) -> list[GenerationRequest]:
-    """Pictures of 128 pixels square, 12 guided steps each."""
+def equal_requests(info: ModelInfo, count: int, steps: int = 12) -> list[GenerationRequest]:
+    """Pictures of 128 pixels square, with as many guided steps."""
     rng = random.Random(SEED)
-    return [make_request(info, rng, (128, 128), 12, 3.0) for _ in range(count)]
+    return [make_request(info, rng, (128, 128), steps, 3.0) for _ in range(count)]
 
 
 def mixed_requests(info: ModelInfo, count: int) -> list[GenerationRequest]:

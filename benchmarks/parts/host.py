@@ -26,25 +26,24 @@ from parts.common import (
     with_batching,
 )
 from stepbatch.config import EngineConfig, ModelConfig
-from stepbatch.engine.engine import Engine
-from stepbatch.engine.messages import Submit, encode
-from stepbatch.engine.runner import Runner, TorchRunner
+from stepbatch.engine.engine import Engine, Runner
+from stepbatch.engine.messages import FromEngine, Submit, encode
+from stepbatch.engine.runner import TorchRunner
 from stepbatch.models.base import Model, PackedSequence
 from stepbatch.models.noise_schedule import euler_step
 from stepbatch.request import MAX_STEPS, GenerationRequest
 from stepbatch.testing import FakeRunner
 
 WIDTH = 8  # jobs a step of the bare loop
-GROUPS = 2
+WIDE = 1 << 20  # tokens: no limit
 RUNNING = 16
 RAMP = 20  # steps until as many jobs run as may
 LONG = MAX_STEPS  # so many steps that no job ends while it is measured
-STEPS = 12
 
 
 @torch.inference_mode()
 def bare_loop(model: Model, requests: Sequence[GenerationRequest]) -> list[bytes]:
-    """The least that does the work: groups of ``WIDTH`` requests, all guided and with as many steps, packed once each."""
+    """The least that does the work: groups of ``WIDTH`` requests, guided and with as many steps, packed once each."""
     prompts = {prompt: model.encode(prompt) for prompt in {p for r in requests for p in model.prompts(r)}}
     pictures = []
     for i in range(0, len(requests), WIDTH):
@@ -69,12 +68,12 @@ def _bare_group(model: Model, requests: Sequence[GenerationRequest], prompts: di
     layout = model.layout(sequences)
     twice = [count for count in counts for _ in range(2)]
     for step in range(sigmas.shape[1] - 1):
-        parts = model.denoise(layout, latents, sigmas[:, step]).split(twice)
+        parts = torch.split(model.denoise(layout, latents, sigmas[:, step]), twice)
         velocity = model.guide(torch.cat(parts[::2]), torch.cat(parts[1::2]), scale)
         euler_step(latents, velocity, sigmas[rows, step, None], sigmas[rows, step + 1, None])
     return [
         model.decode(part, request.width, request.height).mul(255).round().to(torch.uint8).numpy().tobytes()
-        for request, part in zip(requests, latents.split(counts), strict=True)
+        for request, part in zip(requests, torch.split(latents, counts), strict=True)
         if request.width is not None and request.height is not None
     ]
 
@@ -82,11 +81,12 @@ def _bare_group(model: Model, requests: Sequence[GenerationRequest], prompts: di
 def engine_against_bare(model: Model, config: EngineConfig, effort: Effort) -> list[Case]:
     """Throughput of the engine over that of the bare loop, with the loop's own grouping and with the default limits."""
     rng = random.Random(SEED)
-    sizes = sorted(MIXED_SIZES * GROUPS, key=lambda size: size[0] * size[1])
-    mixed = [make_request(model.info, rng, size, STEPS, 3.0) for size in sizes]
+    sizes = sorted(MIXED_SIZES * effort.loop_groups, key=lambda size: size[0] * size[1])
+    mixed = [make_request(model.info, rng, size, effort.loop_steps, 3.0) for size in sizes]
+    equal = equal_requests(model.info, WIDTH * effort.loop_groups, effort.loop_steps)
     with threads(1):
         return [
-            _against("128x128", model, config, equal_requests(model.info, WIDTH * GROUPS), effort),
+            _against("128x128", model, config, equal, effort),
             _against("mixed sizes", model, config, mixed, effort),
         ]
 
@@ -99,7 +99,7 @@ def _against(
         dynamic_batch_max_size=WIDTH,
         max_encodes_per_step=WIDTH,
         max_decodes_per_step=WIDTH,
-        max_batch_tokens=1 << 20,
+        max_batch_tokens=WIDE,
     )
     works = {
         "bare": timed(lambda: bare_loop(model, requests)),
@@ -111,7 +111,7 @@ def _against(
         Figure("same groups", ratio(seconds["bare"], seconds["engine"]), at_least=0.95),
         Figure("default limits", ratio(seconds["bare"], seconds["engine, default limits"])),
     ]
-    return Case(name, figures, seconds, {"jobs": len(requests), "steps": STEPS, "threads": 1})
+    return Case(name, figures, seconds, {"jobs": len(requests), "steps": effort.loop_steps, "threads": 1})
 
 
 class Stopwatch:
@@ -165,9 +165,15 @@ def host_time(model: Model, effort: Effort) -> list[Case]:
         ]
 
 
+def _encode(message: FromEngine) -> None:
+    encode(message)  # for the socket: it is part of what a step costs
+
+
 def _host_case(name: str, runner: Runner, watch: Stopwatch, steps: int, count: int, waiting: int) -> Case:
-    limits = with_batching(EngineConfig(), dynamic_batch_max_size=RUNNING, max_encodes_per_step=1)
-    engine = Engine(runner, limits, emit=encode)  # what is emitted is encoded for the socket, so that is part of it
+    limits = with_batching(
+        EngineConfig(), dynamic_batch_max_size=RUNNING, max_encodes_per_step=1, max_batch_tokens=WIDE
+    )
+    engine = Engine(runner, limits, emit=_encode)
     rng = random.Random(SEED)
     leaving = 0 if steps == LONG else RAMP + count
     for i in range(RUNNING + waiting + leaving):

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from parts.common import Case, Effort, Figure
+from parts.common import Case, Effort, Figure, told
 from stepbatch import __version__
 
 STYLES = {True: "green", False: "bold red", None: ""}
@@ -57,7 +57,7 @@ def show_grid(console: Console, title: str, cases: Sequence[Case]) -> None:
     rows: dict[str, dict[int, Figure]] = {}
     for case in cases:
         s = case.settings
-        row = f"{s['threads']} threads, {'guided' if s['guided'] else 'unguided'}, {s['sizes']}"
+        row = f"{told(s['threads'])}, {'guided' if s['guided'] else 'unguided'}, {s['sizes']}"
         rows.setdefault(row, {})[s["jobs"]] = case.figures[0]
     table.add_column("jobs")
     for jobs in next(iter(rows.values())):
@@ -70,8 +70,8 @@ def show_grid(console: Console, title: str, cases: Sequence[Case]) -> None:
 
 
 def _cell(figure: Figure) -> str:
-    goals = [f"{sign} {goal:g}" for sign, goal in (("≥", figure.at_least), ("≤", figure.at_most)) if goal is not None]
-    text = f"{figure.value:.2f}" + (f" ({', '.join(goals)})" if goals else "")
+    goals = [f"{sign}{goal:g}" for sign, goal in (("≥", figure.at_least), ("≤", figure.at_most)) if goal is not None]
+    text = " ".join([f"{figure.value:.2f}", *goals])
     style = STYLES[figure.met]
     return f"[{style}]{text}[/]" if style else text
 

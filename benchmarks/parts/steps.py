@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from itertools import count, product
 
-from parts.common import MIXED_SIZES, SEED, Case, Effort, Figure, alternate, make_request, ratio, threads, timed
+from parts.common import MIXED_SIZES, SEED, Case, Effort, Figure, alternate, make_request, ratio, threads, timed, told
 from stepbatch.engine.runner import TorchRunner
 from stepbatch.models.base import Model
 from stepbatch.request import MAX_STEPS, Job
@@ -18,7 +18,7 @@ def wide_against_parts(model: Model, effort: Effort, progress: Callable[[str], N
     """How many times longer the parts take together than the wide step, for every mixture and width."""
     cases = []
     for thread_count, guided, sizes in product(effort.threads, (False, True), SIZES):
-        progress(f"steps: {thread_count} threads, {'guided' if guided else 'unguided'}, {sizes}")
+        progress(f"steps: {told(thread_count)}, {'guided' if guided else 'unguided'}, {sizes}")
         with threads(thread_count):
             cases += [_case(model, effort, thread_count, guided, sizes, jobs) for jobs in effort.step_jobs]
     return cases
@@ -31,12 +31,12 @@ def _case(model: Model, effort: Effort, thread_count: int, guided: bool, sizes: 
     seconds = alternate({"parts": timed(parts), "wide": timed(wide)}, least, most, effort.step_seconds)
     # a batch of one is its own part: that case only shows how well the same thing agrees with itself
     figure = Figure("parts / wide", ratio(seconds["parts"], seconds["wide"]), at_least=1.0 if jobs > 1 else None)
-    name = f"{thread_count} threads, {'guided' if guided else 'unguided'}, {sizes}, {jobs} jobs"
+    name = f"{told(thread_count)}, {'guided' if guided else 'unguided'}, {sizes}, {jobs} jobs"
     return Case(name, [figure], seconds, {"threads": thread_count, "guided": guided, "sizes": sizes, "jobs": jobs})
 
 
 def _steps(model: Model, sizes: str, guided: bool, width: int) -> tuple[Callable[[], None], Callable[[], None]]:
-    """A step of all jobs at once, and a step of each. Runners of their own let every batch stay packed between steps."""
+    """A step of all jobs at once, and a step of each; runners of their own keep every batch packed between steps."""
     rng = random.Random(SEED)
     ids = count()
     available = SIZES[sizes]

@@ -28,7 +28,7 @@ from stepbatch.demo import MODEL_PATH, scenes
 from stepbatch.demo.muon import Muon
 from stepbatch.models.defaults import OVERRIDES_FILE
 
-MUON_RATE, ADAM_RATE = 4e-3, 2e-3
+MUON_RATE, ADAM_RATE = 1e-2, 3e-3
 SIDES = range(128, 257, 16)
 DEFAULTS = {
     "width": 192,
@@ -238,8 +238,11 @@ class Sampler:
         shard = self.rng.choices(list(self.shards.values()), weights)[0]
         latents = shard["latents"]
         count = min(len(latents), tokens // (latents.shape[2] * latents.shape[3] // 4 + 32))
-        chosen = self.rng.sample(range(len(latents)), count)
         drawn = shard["scenes"]
+        by_turns = sorted(self.rng.sample(range(len(latents)), len(latents)), key=lambda i: len(drawn[i].things))
+        singles = sum(len(scene.things) == 1 for scene in drawn)
+        half = min(singles, int(0.6 * count) if favour_small else count // 2)
+        chosen = by_turns[:half] + by_turns[singles : singles + count - half]
         prompts = [scenes.sample_wording(drawn[i], self.rng) if self.rng.random() > 0.1 else "" for i in chosen]
         return prompts, latents[chosen].float()
 
@@ -300,8 +303,8 @@ def train_transformer(folder: Path, minutes: float, dim: int, layers: int, name:
     while (elapsed := (time.monotonic() - start) / 60) < minutes:
         if step % 50 == 0:
             sampler.refresh()
-        # warm up, hold, and come down over the last third
-        share = min(1.0, step / 200) * min(1.0, max(0.01, (1 - elapsed / minutes) * 3))
+        # warm up, hold, and come down over the second half
+        share = min(1.0, (step + 1) / 100) * min(1.0, max(0.01, (1 - elapsed / minutes) * 2))
         muon.rate = MUON_RATE * share
         adam.param_groups[0]["lr"] = ADAM_RATE * share
         prompts, latents = sampler.batch(tokens, favour_small=elapsed < 0.6 * minutes)

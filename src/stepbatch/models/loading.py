@@ -11,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
 from stepbatch.config import EngineConfig, ModelConfig
@@ -122,7 +122,23 @@ def load_pipeline(cls: type[DiffusionPipeline], config: ModelConfig) -> tuple[An
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{folder} can't be loaded: {reason}") from error
+    for name, part in pipeline.components.items():
+        if isinstance(part, torch.nn.Module):
+            _check_weights(folder / name, part)
     return pipeline.to(device), device, dtype
+
+
+def _check_weights(folder: Path, part: torch.nn.Module) -> None:
+    """The loaders only warn of a parameter that no file has, and leave it random."""
+    stored: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118, it is no dict
+                names = key.split(".")
+                stored.update(".".join(names[i:]) for i in range(len(names)))  # a file may have its parts under a prefix
+    missing = sorted(set(part.state_dict()) - stored)
+    if missing:
+        raise CheckpointError(f"{folder} is incomplete: it has no {missing[0]}")
 
 
 def model_info(
