@@ -29,7 +29,7 @@ bench: $(READY)
 	@set -e; for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python $$script; done
 
 clean:
-	rm -rf $(VENV) demo-output output .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # Where pip has no index of CPU wheels configured, this takes the CUDA build of torch, which runs without a GPU too.
 $(READY): pyproject.toml constraints.txt

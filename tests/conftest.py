@@ -6,7 +6,7 @@ from hypothesis import settings
 
 from stepbatch.config import EngineConfig, ModelConfig
 
-# a tiny model gains nothing from threads, and waiting for each other is slow on a busy machine; subprocesses read it too
+# a tiny model gains nothing from threads, which wait for each other on a busy machine; subprocesses read it too
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # how long an example takes says something about the machine, not about the code

@@ -37,6 +37,7 @@ def _check_range(flag: str, value: float, low: float | None, high: float | None)
     low, high = -math.inf if low is None else low, math.inf if high is None else high
     if not (math.isfinite(value) and low <= value <= high):
         bounds = f"at least {low:.12g}" if math.isinf(high) else f"from {low:.12g} to {high:.12g}"
+        bounds = f"{low:.12g}" if low == high else bounds
         raise OptionError(f"{flag} must be {bounds}, not {value}")
 
 

@@ -58,6 +58,12 @@ class GenerationRequest:
         for name in ("guidance_scale", "true_cfg_scale", "flow_shift"):
             value = _check_float(name, getattr(self, name))
             object.__setattr__(self, name, value)
+        if self.flow_shift == 0:
+            raise InvalidValue("flow_shift must be more than 0", "flow_shift")
+
+    def without_effect(self) -> list[str]:
+        """Fields of a resolved request that the others leave without effect."""
+        return ["negative_prompt"] if self.guidance_scale == 0 else []  # nothing is guided away from it
 
     def resolve(self, info: ModelInfo) -> GenerationRequest:
         """The same request with every default of the model filled in and its limits checked.

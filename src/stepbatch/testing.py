@@ -17,9 +17,9 @@ from stepbatch.request import GenerationRequest, Job
 class FakeRunner:
     """A runner whose steps take a fixed time and whose pictures are one colour, made from prompt and seed.
 
-    Words in a prompt make it misbehave: ``[raise-encode]``, ``[raise-denoise]``, ``[raise-decode]`` raise in that
-    stage, ``[nan]`` makes invalid output, ``[die]`` ends the process in a step, ``[hang]`` never comes back from one,
-    and ``[long]`` is refused as over-long.
+    Words in a prompt make it misbehave: ``[raise-check]``, ``[raise-encode]``, ``[raise-denoise]``, ``[raise-decode]``
+    raise there, ``[nan]`` makes invalid output, ``[die]`` ends the process in a step, ``[hang]`` never comes back from
+    one, and ``[long]`` is refused as over-long.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -47,6 +47,8 @@ class FakeRunner:
     def check(self, request: GenerationRequest) -> None:
         if "[long]" in request.prompt:
             raise InvalidValue("prompt is too long", "prompt")
+        if "[raise-check]" in request.prompt:
+            raise RuntimeError("asked to by [raise-check]")
 
     def tokens(self, request: GenerationRequest) -> int:
         assert request.width is not None and request.height is not None

@@ -18,7 +18,7 @@ def drawn(count: int, seed: int) -> list[tuple[Scene, Image.Image]]:
     pairs = []
     for _ in range(count):
         scene = sample_scene(rng)
-        pairs.append((scene, scene.render(rng.choice(SIDES), rng.choice(SIDES), rng)))
+        pairs.append((scene, scene.render(rng.choice(SIDES), rng.choice(SIDES))))
     return pairs
 
 

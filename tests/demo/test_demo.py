@@ -1,13 +1,13 @@
 """The demo around the model: its requests, the figures, the sheet."""
 
-import random
+import socket
 from pathlib import Path
 
 import pytest
 
 from stepbatch.config import ModelConfig
 from stepbatch.demo import run
-from stepbatch.demo.burst import BURST, Answer, figures, send, serving
+from stepbatch.demo.burst import BURST, Answer, Server, figures, send, serving
 from stepbatch.demo.checker import matches
 from stepbatch.demo.scenes import parse
 from stepbatch.demo.sheet import contact_sheet
@@ -20,7 +20,7 @@ def drawn(broken: int = -1) -> list[Answer]:
     for i, wish in enumerate(BURST):
         scene = parse(wish.prompt)
         assert scene is not None
-        picture = scene.render(wish.width, wish.height, random.Random(wish.seed))
+        picture = scene.render(wish.width, wish.height)
         answers.append(Answer(wish, 1.0 + i, None, "no") if i == broken else Answer(wish, 1.0 + i, picture))
     return answers
 
@@ -72,6 +72,13 @@ def test_a_server_that_does_not_start_is_one_line(tmp_path: Path) -> None:
         serving(["--port", "99999"], tmp_path / "log"),
     ):
         pass
+
+
+def test_a_server_that_is_gone_is_one_line() -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and doesn't listen
+        with pytest.raises(SetupError, match="the server does not answer: "):
+            Server(*nobody.getsockname()).steps()
 
 
 def test_burst_at_a_server(tmp_path: Path) -> None:

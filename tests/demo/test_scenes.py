@@ -51,9 +51,3 @@ def test_render_has_the_size_and_the_colors() -> None:
     assert image.size == (144, 128)
     assert image.getpixel((0, 0)) == COLORS["blue"]
     assert image.getpixel((72, 64)) == COLORS["red"]
-
-
-def test_same_seed_same_picture() -> None:
-    scene = Scene((Thing("heart", "red"),), "white")
-    first, again, other = (scene.render(128, 128, random.Random(seed)).tobytes() for seed in (1, 1, 2))
-    assert first == again != other

@@ -53,6 +53,16 @@ def correct(ending: object, prompt: str = "x", seed: int = 7) -> bool:
     return ending.pixels == FakeRunner.pixels(prompt, seed, ending.width, ending.height)
 
 
+def test_a_model_that_raises_at_the_door_fails_that_request() -> None:
+    one = Recorded()
+    one.submit("bad", "[raise-check]")
+    one.submit("good")
+    one.finish()
+    endings = one.endings()
+    assert failure(endings["bad", 0]) == GenerationFailed.code
+    assert correct(endings["good", 0])
+
+
 def test_each_output_has_its_own_seed() -> None:
     one = Recorded()
     one.submit("a", n=3)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.recording import RecordingRunner, make_engine, run
 
 from stepbatch.config import BatchingConfig, EngineConfig, ModelConfig
 from stepbatch.engine.engine import Engine
@@ -12,7 +13,6 @@ from stepbatch.engine.messages import Failure, FromEngine, Output, Submit
 from stepbatch.engine.runner import TorchRunner, load_runner
 from stepbatch.request import GenerationRequest
 from stepbatch.testing import FakeRunner
-from tests.recording import RecordingRunner, make_engine, run
 
 TOLERANCE = 1e-4
 WORDS = " ".join(f"w{i}" for i in range(60))
@@ -129,6 +129,18 @@ def test_nothing_is_kept_of_jobs_that_ended(z_image_runner: TorchRunner) -> None
     engine.step()
     engine.cancel("gone")
     assert not runner._states
+
+
+def test_a_request_id_can_be_used_again(z_image_runner: TorchRunner) -> None:
+    runner = RecordingRunner(z_image_runner.model)
+    engine = Engine(runner, EngineConfig())
+    first = GenerationRequest(prompt="w1", width=64, height=64, num_inference_steps=3, guidance_scale=0.0, seed=1)
+    for request in (first, replace(first, width=96, seed=2, num_inference_steps=5)):
+        engine.submit(Submit("same", request, [0], time.monotonic()))
+        while not engine.idle:
+            engine.step()
+        expected = run(make_engine(z_image_runner), [request])[0][0]
+        assert (runner.final["same", 0] - expected).abs().max() < TOLERANCE
 
 
 def test_the_fake_is_a_runner_like_any_other() -> None:

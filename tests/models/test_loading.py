@@ -70,6 +70,26 @@ def test_a_shard_that_is_missing_is_named(copy: Path) -> None:
     assert "transformer/part-1.safetensors is missing" in refusal(copy)
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": 3}'])
+def test_a_broken_index_of_weights(copy: Path, text: str) -> None:
+    (copy / "vae" / "diffusion_pytorch_model.safetensors.index.json").write_text(text)
+    assert "no index of weights" in refusal(copy)
+
+
+def test_an_override_that_the_architecture_does_not_reach(copy: Path) -> None:
+    (copy / "stepbatch.json").write_text('{"width": 4096}')
+    assert "default width" in refusal(copy, OptionError)
+
+
+def test_a_tokenizer_without_chat_template(copy: Path) -> None:
+    for path in (copy / "tokenizer").glob("chat_template*"):
+        path.unlink()
+    config = json.loads((copy / "tokenizer" / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (copy / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(config))
+    assert "no chat template" in refusal(copy)
+
+
 def test_pickled_weights_are_refused_unread(copy: Path) -> None:
     weights = next((copy / "transformer").glob("*.safetensors"))
     torch.save({}, weights.with_suffix(".bin"))
@@ -110,13 +130,15 @@ def test_a_noise_schedule_without_native_form(copy: Path, config: dict[str, obje
 
 
 def test_overrides_beside_the_checkpoint(copy: Path) -> None:
-    (copy / "stepbatch.json").write_text('{"num_inference_steps": 6, "guidance_scale": 2, "width": 96, "max_side": 256}')
+    (copy / "stepbatch.json").write_text(
+        '{"num_inference_steps": 6, "guidance_scale": 2, "width": 96, "max_side": 256}'
+    )
     info = load_model(EngineConfig(model=ModelConfig(model_path=str(copy)))).info
     assert (info.defaults.num_inference_steps, info.defaults.guidance_scale) == (6, 2)
     assert (info.defaults.width, info.max_side) == (96, 256)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"steps": 3}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"steps": 3}', '{"width": "x"}', '{"guidance_scale": null}'])
 def test_broken_overrides(copy: Path, text: str) -> None:
     (copy / "stepbatch.json").write_text(text)
     assert "stepbatch.json" in refusal(copy)

@@ -65,6 +65,7 @@ class DrawingEngine(StubEngine):
     """One that answers at once."""
 
     def submit(self, request: GenerationRequest, request_id: str | None = None) -> Any:
+        self.request = request
         return self
 
     async def outputs(self) -> list[Output]:

@@ -73,7 +73,7 @@ def build(cls: type[Config], values: dict[str, Any]) -> Config:
 
 def suggestion(name: str, known: Sequence[str]) -> str:
     """The end of an error message: what may have been meant."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 

@@ -36,7 +36,7 @@ class Item:
 
 
 class Source:
-    """The requests, read anew on every iteration, so that a file of any length takes no memory.
+    """The requests, read anew on every iteration, so that of a long file no more than the names is held.
 
     Args:
         prompts: Given on the command line.
@@ -55,7 +55,8 @@ class Source:
         try:
             self._request({"prompt": "any"})
         except RequestError as error:
-            raise OptionError(f"--{(error.param or '').replace('_', '-')}: {error.message}") from error
+            param = "size" if error.param in ("width", "height") else error.param or ""
+            raise OptionError(f"--{param.replace('_', '-')}: {error.message}") from error
         try:
             self._prompts = [self._item_of(prompt) for prompt in prompts]
         except RequestError as error:

@@ -126,8 +126,15 @@ class Server:
         return Answer(wish, seconds, picture.convert("RGB"))
 
     def steps(self) -> tuple[float, float]:
-        """Jobs that took part in denoising steps, summed over the steps; and how many steps there were."""
-        text = self._call("GET", "/metrics")[1].decode()
+        """Jobs that took part in denoising steps, summed over the steps; and how many steps there were.
+
+        Raises:
+            SetupError: the server is gone.
+        """
+        try:
+            text = self._call("GET", "/metrics")[1].decode()
+        except (OSError, http.client.HTTPException) as error:
+            raise SetupError(f"the server does not answer: {str(error) or type(error).__name__}") from error
         values = dict(re.findall(r"^stepbatch:jobs_per_step_(sum|count) ([0-9.e+]+)$", text, re.MULTILINE))
         return float(values["sum"]), float(values["count"])
 

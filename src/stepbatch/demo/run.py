@@ -31,7 +31,7 @@ def run_demo(folder: Path, model: ModelConfig) -> int:
     """Send the burst to both servers, write pictures, contact sheet and report; returns 1 if a request failed.
 
     Raises:
-        SetupError: a server didn't start, or the folder can't be written.
+        SetupError: a server didn't start or has gone, or the folder can't be written.
     """
     console = Console()
     flags = model_flags(model)

@@ -31,7 +31,6 @@ RELATIONS = ("above", "below", "left of", "right of")
 RADIUS_ALONE = {"small": 0.20, "medium": 0.29, "large": 0.39}
 RADIUS_IN_PAIR = {"small": 0.145, "medium": 0.185, "large": 0.225}
 OFFSET_IN_PAIR = 0.26  # of the picture's side along the relation, from the centre
-JITTER = 0.03  # of the shorter side: what a seed may move
 
 SYNONYMS = {
     "disc": "circle",
@@ -113,8 +112,8 @@ class Scene:
             text += f" {words.get(self.relation, self.relation)} {names[1]}"
         return f"{text} on {_article(self.background)} background"
 
-    def placements(self, width: int, height: int, rng: random.Random | None = None) -> list[tuple[float, float, float]]:
-        """Centre x, centre y and radius in pixels of each thing; without ``rng``, where they are on average."""
+    def placements(self, width: int, height: int) -> list[tuple[float, float, float]]:
+        """Centre x, centre y and radius in pixels of each thing."""
         side = min(width, height)
         if self.relation is None:
             centres = [(0.5 * width, 0.5 * height)]
@@ -124,18 +123,14 @@ class Scene:
             dy = {"above": -OFFSET_IN_PAIR, "below": OFFSET_IN_PAIR}.get(self.relation, 0.0) * height
             centres = [(0.5 * width + s * dx, 0.5 * height + s * dy) for s in (1, -1)]
             radii = [RADIUS_IN_PAIR[t.size] * side for t in self.things]
-        if rng is not None:
-            centres = [
-                (x + rng.uniform(-1, 1) * JITTER * side, y + rng.uniform(-1, 1) * JITTER * side) for x, y in centres
-            ]
         return [(x, y, r) for (x, y), r in zip(centres, radii, strict=True)]
 
-    def render(self, width: int, height: int, rng: random.Random | None = None) -> Image.Image:
-        """Paint the scene in RGB; ``rng`` moves the things a little."""
+    def render(self, width: int, height: int) -> Image.Image:
+        """Paint the scene in RGB."""
         scale = SUPERSAMPLING
         image = Image.new("RGB", (width * scale, height * scale), COLORS[self.background])
         draw = ImageDraw.Draw(image)
-        for thing, (x, y, r) in zip(self.things, self.placements(width, height, rng), strict=True):
+        for thing, (x, y, r) in zip(self.things, self.placements(width, height), strict=True):
             points = [((x + r * px) * scale, (y + r * py) * scale) for px, py in OUTLINES[thing.shape]]
             draw.polygon(points, fill=COLORS[thing.color])
             if thing.shape == "ring":

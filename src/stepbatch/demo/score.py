@@ -61,8 +61,8 @@ def main() -> None:
         kind = "pairs" if scene.relation else "singles"
         wrong = mismatch(image, scene)
         drawn[kind] += 1
-        right[kind] += wrong is None
-        if wrong is not None:
+        right[kind] += not wrong
+        if wrong:
             print(f"{scene.prompt()} ({output.width}x{output.height}, {request.num_inference_steps} steps): {wrong}")
             if options.output:
                 options.output.mkdir(parents=True, exist_ok=True)

@@ -141,7 +141,7 @@ def train_vae(folder: Path, minutes: float) -> None:
             x, y, r = rng.choice(placements)
             left = min(max(0, int(x + rng.uniform(-r, r) - side / 2)), width - side)
             top = min(max(0, int(y + rng.uniform(-r, r) - side / 2)), height - side)
-            images.append(np.asarray(scene.render(width, height, rng))[top : top + side, left : left + side])
+            images.append(np.asarray(scene.render(width, height))[top : top + side, left : left + side])
         batch = to_tensor(images)
         posterior = vae.encode(batch).latent_dist
         decoded = vae.decode(posterior.sample()).sample
@@ -163,7 +163,7 @@ def train_vae(folder: Path, minutes: float) -> None:
     latents = []
     with torch.no_grad():
         for _ in range(32):
-            images = [np.asarray(scenes.sample_scene(rng).render(192, 192, rng)) for _ in range(8)]
+            images = [np.asarray(scenes.sample_scene(rng).render(192, 192)) for _ in range(8)]
             latents.append(vae.encode(to_tensor(images)).latent_dist.mode())
     stacked = torch.cat(latents)
     vae.register_to_config(scaling_factor=1 / stacked.std().item(), shift_factor=stacked.mean().item())
@@ -180,7 +180,7 @@ def train_decoder(folder: Path, minutes: float) -> None:
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * min(1.0, step / 50) * (0.5 + 0.5 * math.cos(math.pi * elapsed / minutes)) + 1e-6
         width, height = min(rng.choice(SIDES), rng.choice(SIDES)), min(rng.choice(SIDES), rng.choice(SIDES))
-        batch = to_tensor([np.asarray(scenes.sample_scene(rng).render(width, height, rng)) for _ in range(4)])
+        batch = to_tensor([np.asarray(scenes.sample_scene(rng).render(width, height)) for _ in range(4)])
         with torch.no_grad():
             latents = vae.encode(batch).latent_dist.mode()
             latents += rng.uniform(0, 0.15) * torch.randn_like(latents) / vae.config.scaling_factor
@@ -203,14 +203,14 @@ def cache_latents(folder: Path, minutes: float, seed: int) -> None:
     (folder / "latents").mkdir(exist_ok=True)
     rng, start, index = random.Random(seed), time.monotonic(), 0
     while time.monotonic() - start < 60 * minutes:
-        width, height = (
-            min(rng.choice(SIDES), rng.choice(SIDES)) if rng.random() < 0.5 else rng.choice(SIDES) for _ in "wh"
-        )
+        width, height = rng.choice(SIDES), rng.choice(SIDES)
+        if rng.random() < 0.5:
+            width, height = min(width, rng.choice(SIDES)), min(height, rng.choice(SIDES))
         prompts, latents = [], []
         with torch.no_grad():
             for _ in range(8):
-                drawn = [scenes.sample_scene(rng) for _ in range(16)]
-                images = [np.asarray(s.render(width, height, rng)) for s in drawn]
+                drawn = [scenes.sample_scene(rng, pairs=0.45) for _ in range(16)]
+                images = [np.asarray(s.render(width, height)) for s in drawn]
                 latents.append(((vae.encode(to_tensor(images)).latent_dist.mode() - shift) * scale).half())
                 prompts += drawn
         path = folder / "latents" / f"{seed}-{index:05d}.pt"
@@ -241,7 +241,7 @@ class Sampler:
         drawn = shard["scenes"]
         by_turns = sorted(self.rng.sample(range(len(latents)), len(latents)), key=lambda i: len(drawn[i].things))
         singles = sum(len(scene.things) == 1 for scene in drawn)
-        half = min(singles, int(0.6 * count) if favour_small else count // 2)
+        half = min(singles, int((0.8 if favour_small else 0.5) * count))
         chosen = by_turns[:half] + by_turns[singles : singles + count - half]
         prompts = [scenes.sample_wording(drawn[i], self.rng) if self.rng.random() > 0.1 else "" for i in chosen]
         return prompts, latents[chosen].float()
@@ -307,7 +307,7 @@ def train_transformer(folder: Path, minutes: float, dim: int, layers: int, name:
         share = min(1.0, (step + 1) / 100) * min(1.0, max(0.01, (1 - elapsed / minutes) * 2))
         muon.rate = MUON_RATE * share
         adam.param_groups[0]["lr"] = ADAM_RATE * share
-        prompts, latents = sampler.batch(tokens, favour_small=elapsed < 0.6 * minutes)
+        prompts, latents = sampler.batch(tokens, favour_small=elapsed < 0.5 * minutes)
         loss = flow_loss(modules["image"], embed(tokenizer, modules["text"], prompts), latents)
         modules.zero_grad()
         torch.autograd.backward(loss)

@@ -6,6 +6,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import count
 from typing import Protocol
 
@@ -18,7 +19,7 @@ from stepbatch.request import GenerationRequest, Job, JobState
 
 log = logging.getLogger(__name__)
 
-FIRST_UNIT_SECONDS = 60.0  # what a unit of a kind is said to take before one has been measured
+FIRST_UNIT_SECONDS = 600.0  # what a unit is said to take until one of its kind and size has been measured
 
 
 class Runner(Protocol):
@@ -73,21 +74,18 @@ class Engine:
         self.emit = emit
         self.poll = poll
         self.stats = Stats()
-        self._seconds: dict[tuple[str, int], float] = {}  # kind and size of unit -> seconds, a slowly falling maximum
+        self._seconds: dict[tuple[str, int], float] = {}  # kind and size of unit -> the most it has taken
         self._ids = count()
 
     def submit(self, message: Submit) -> None:
         """Take in a request's jobs, or emit the failure of each."""
-        try:
-            request = message.request.resolve(self.runner.info)
-            self.runner.check(request)
-            tokens = self.runner.tokens(request)
-        except RequestError as error:
+        accepted: list[Job] = []
+        error = self._attempt(lambda: accepted.extend(self._jobs(message)))
+        if error:
             for index in message.indices:
                 self.emit(_failure((message.request_id, index), error))
-            return
-        for index in message.indices:
-            self.scheduler.add(Job(message.request_id, index, request, tokens, message.arrival, message.alone))
+        for job in accepted:
+            self.scheduler.add(job)
 
     def cancel(self, request_id: str) -> None:
         """End the jobs of a request that haven't ended. They are in no later unit of work."""
@@ -150,6 +148,24 @@ class Engine:
             raise REQUEST_ERRORS[failures[0].code](failures[0].message, failures[0].param)
         return [[outputs[name, index] for index in range(n)] for name, n in names]
 
+    def _jobs(self, message: Submit) -> list[Job]:
+        request = message.request.resolve(self.runner.info)
+        self.runner.check(request)
+        tokens = self.runner.tokens(request)
+        return [Job(message.request_id, i, request, tokens, message.arrival, message.alone) for i in message.indices]
+
+    @staticmethod
+    def _attempt(work: Callable[[], object]) -> RequestError | None:
+        """Do what may raise anything; what it raises ends the requests concerned, not the engine."""
+        try:
+            work()
+        except RequestError as error:
+            return error
+        except Exception:
+            log.exception("the model failed")
+            return GenerationFailed("the model failed on this request")
+        return None
+
     def _run(self, kind: str, jobs: Sequence[Job], work: Callable[[Sequence[Job]], object]) -> list[Job]:
         """Announce and do one unit of work, then poll. Returns the jobs that have come through it."""
         todo = deque([[job for job in jobs if not job.ended]])
@@ -160,15 +176,15 @@ class Engine:
             size = kind, sum(job.tokens for job in members).bit_length()  # small units say nothing of large ones
             self.emit(Unit(kind, [job.id for job in members], self._seconds.get(size, FIRST_UNIT_SECONDS)))
             began = time.monotonic()
-            try:
-                work(members)
-            except Exception as error:  # noqa: BLE001  the one place: it ends the jobs at fault, not the engine
-                if len(members) > 1:
-                    todo.extend([job] for job in members)  # nothing has changed: find out who by trying each alone
-                    continue
-                self._fail(members[0], error)
+            error = self._attempt(partial(work, members))
             seconds = time.monotonic() - began
-            self._seconds[size] = max(seconds, 0.95 * self._seconds.get(size, 0.0))
+            if error and len(members) > 1:
+                todo.extend([job] for job in members)  # nothing has changed: find out who by trying each alone
+                continue
+            if error:
+                self._fail(members[0], error)
+            else:
+                self._seconds[size] = max(seconds, self._seconds.get(size, 0.0))
             for job in members:
                 if kind == "encode":
                     job.times.queue = began - job.arrival
@@ -183,12 +199,9 @@ class Engine:
             else:
                 pictures[job.id] = picture
 
-    def _fail(self, job: Job, error: Exception) -> None:
+    def _fail(self, job: Job, error: RequestError) -> None:
         if job.ended:  # cancelled by a poll within the unit of work
             return
-        if not isinstance(error, RequestError):
-            log.error("job %s/%d failed", *job.id, exc_info=error)
-            error = GenerationFailed("the model failed on this request")
         job.fail(error)
         self._forget(job)
         self.emit(_failure(job.id, error))

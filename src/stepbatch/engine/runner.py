@@ -19,7 +19,7 @@ from stepbatch.models.noise_schedule import euler_step
 from stepbatch.request import GenerationRequest, Job
 from stepbatch.testing import FakeRunner
 
-PROMPT_CACHE = 256  # embeddings
+PROMPT_CACHE = 64  # embeddings; a large model's are megabytes
 
 
 def load_runner(config: EngineConfig) -> Runner:
@@ -40,6 +40,7 @@ class Denoising:
     """What a job is between two steps."""
 
     prompts: list[Any]  # embeddings: its own, then the negative one where it is guided
+    lengths: list[int]  # of the sequences with these prompts, tokens
     latents: torch.Tensor  # fp32 [N, C]
     sigmas: torch.Tensor  # fp32 [steps + 1]
 
@@ -80,6 +81,7 @@ class TorchRunner:
         self._embeddings: OrderedDict[str, Any] = OrderedDict()
         self._states: dict[tuple[str, int], Denoising] = {}
         self._batch: Batch | None = None
+        self._last_step: torch.cuda.Event | None = None
 
     def check(self, request: GenerationRequest) -> None:
         self.model.check(request)
@@ -90,9 +92,11 @@ class TorchRunner:
     @torch.inference_mode()
     def encode(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
-            prompts = [self._embedding(prompt) for prompt in self.model.prompts(job.request)]
+            texts = self.model.prompts(job.request)
+            prompts = [self._embedding(text) for text in texts]
+            lengths = [self.model.length(job.request, text) for text in texts]
             start = self.model.start(job.request, job.seed)
-            self._states[job.id] = Denoising(prompts, start.latents, start.sigmas)
+            self._states[job.id] = Denoising(prompts, lengths, start.latents, start.sigmas)
 
     @torch.inference_mode()
     def denoise(self, jobs: Sequence[Job]) -> None:
@@ -107,6 +111,7 @@ class TorchRunner:
             velocity = self._guide(velocity.float(), batch.guided)
         euler_step(batch.latents, velocity, sigma[batch.row_job], sigma_next[batch.row_job])
         batch.step += 1
+        self._stay_close()
 
     @torch.inference_mode()
     def decode(self, jobs: Sequence[Job]) -> list[bytes | RequestError]:
@@ -114,6 +119,8 @@ class TorchRunner:
 
     def forget(self, job: Job) -> None:
         self._states.pop(job.id, None)
+        if self._batch is not None and job.id in self._batch.jobs:
+            self._batch = None
 
     def peak_memory_mb(self) -> float:
         if self.model.device.type == "cuda":
@@ -123,6 +130,15 @@ class TorchRunner:
     def latents(self, job: Job) -> torch.Tensor:
         """A job's latents as they are now, fp32 ``[N, C]``."""
         return self._states[job.id].latents
+
+    def _stay_close(self) -> None:
+        """Let the host be one step ahead of the device, to keep it busy, and no more: cancels and clocks stay true."""
+        if self.model.device.type != "cuda":
+            return
+        if self._last_step is not None:
+            self._last_step.synchronize()
+        self._last_step = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._last_step.record()
 
     def _embedding(self, prompt: str) -> Any:
         if prompt not in self._embeddings:
@@ -156,14 +172,13 @@ class TorchRunner:
     def _sequences(
         self, jobs: Sequence[Job], states: Sequence[Denoising], slices: Sequence[slice]
     ) -> list[PackedSequence]:
-        """Those of each job in turn, sorted by length so that equal ones are neighbours."""
+        """Those of all jobs, sorted by length so that equal ones are neighbours."""
         keyed = []
         for i, (job, state) in enumerate(zip(jobs, states, strict=True)):
-            request = job.request
-            assert request.width is not None and request.height is not None
-            for branch, (text, prompt) in enumerate(zip(self.model.prompts(request), state.prompts, strict=True)):
-                sequence = PackedSequence(i, branch, slices[i], request.width, request.height, prompt)
-                keyed.append((self.model.length(request, text), sequence))
+            width, height = job.request.width, job.request.height
+            assert width is not None and height is not None
+            for branch, (prompt, length) in enumerate(zip(state.prompts, state.lengths, strict=True)):
+                keyed.append((length, PackedSequence(i, branch, slices[i], width, height, prompt)))
         return [sequence for _, sequence in sorted(keyed, key=lambda pair: pair[0])]
 
     def _guided(

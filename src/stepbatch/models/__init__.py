@@ -24,10 +24,10 @@ def load_model(config: EngineConfig) -> Model:
         CheckpointError: it is missing, incomplete, pickled, or its pipeline has no native model.
         OptionError: the device or a default is not to be had.
     """
-    index = read_index(find_checkpoint(config.model.model_path))
-    pipeline = index["_class_name"]
+    folder = find_checkpoint(config.model.model_path)
+    pipeline = read_index(folder)["_class_name"]
     if pipeline not in NATIVE:
         raise CheckpointError(
             f"{config.model.model_path} is a {pipeline}, which has no native model; there are: {', '.join(NATIVE)}"
         )
-    return NATIVE[pipeline](config)
+    return NATIVE[pipeline](config, folder)

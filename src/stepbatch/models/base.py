@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,8 +45,8 @@ class Model(ABC):
     device: torch.device
 
     @abstractmethod
-    def __init__(self, config: EngineConfig) -> None:
-        """Load the checkpoint at ``config.model.model_path``; raises ``SetupError``."""
+    def __init__(self, config: EngineConfig, folder: Path) -> None:
+        """Load the checkpoint in ``folder``; raises ``SetupError``."""
 
     @abstractmethod
     def check(self, request: GenerationRequest) -> None:

@@ -6,10 +6,10 @@ of them by a setting that differs. ``stepbatch.json`` beside ``model_index.json`
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from stepbatch.config import DefaultsConfig
 from stepbatch.errors import CheckpointError, OptionError
@@ -29,39 +29,41 @@ BY_NOISE_SCHEDULE: dict[tuple[str, float], dict[str, Any]] = {
 }
 
 OVERRIDES_FILE = "stepbatch.json"
-LIMITS = {"min_side": 1, "max_side": 2048}  # pixels
 
 
-def settings(name: str, folder: Path, pipeline: str, shift: float) -> dict[str, Any]:
-    """The defaults and limits of a checkpoint as one dict: the table's, then its overrides file's.
+class Settings(Defaults, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the table or the overrides file may say of a checkpoint."""
+
+    min_side: int = 1  # pixels
+    max_side: int = 2048  # pixels
+
+
+def settings(name: str, folder: Path, pipeline: str, shift: float, longest_side: int, longest_prompt: int) -> Settings:
+    """The defaults and limits of a checkpoint: the table's, as far as its architecture reaches, then its overrides.
 
     Raises:
         CheckpointError: the overrides file is not valid.
     """
     table = BY_NAME.get(name.lower(), BY_NOISE_SCHEDULE.get((pipeline, shift), {}))
-    return LIMITS | BY_PIPELINE[pipeline] | table | _overrides(folder / OVERRIDES_FILE)
-
-
-def _overrides(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
+    known = BY_PIPELINE[pipeline] | table | {"max_sequence_length": min(512, longest_prompt)}
+    path = folder / OVERRIDES_FILE
     try:
-        values = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    known = {*LIMITS, *Defaults.__struct_fields__}
-    if not isinstance(values, dict) or not known >= values.keys():
-        raise CheckpointError(f"{path} may set only {', '.join(sorted(known))}")
-    return values
+        overrides = msgspec.json.decode(path.read_bytes(), type=dict[str, Any]) if path.exists() else {}
+        values = msgspec.convert(known | overrides, Settings)
+    except (msgspec.MsgspecError, OSError) as error:
+        raise CheckpointError(f"{path} can't be used: {error}") from error
+    longest = min(values.max_side, longest_side)
+    sides = {side: min(known[side], longest) for side in ("width", "height") if side not in overrides}
+    return msgspec.structs.replace(values, **sides)
 
 
-def make_defaults(values: Mapping[str, Any], flags: DefaultsConfig) -> Defaults:
+def make_defaults(values: Settings, flags: DefaultsConfig) -> Defaults:
     """Defaults from a checkpoint's settings and, over them, the command line's.
 
     Raises:
         OptionError: ``--default-size`` is not WIDTHxHEIGHT.
     """
-    fields = {k: v for k, v in values.items() if k in Defaults.__struct_fields__}
+    fields = {name: getattr(values, name) for name in Defaults.__struct_fields__}
     if flags.default_size:
         sides = flags.default_size.lower().split("x")
         if len(sides) != 2 or not all(s.isascii() and s.isdigit() for s in sides):

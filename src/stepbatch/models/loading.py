@@ -75,7 +75,12 @@ def _check_part(part: Path) -> None:
         raise CheckpointError(f"{part.parent} is incomplete: {part.name} has no weights")
     for file in files:
         if file.endswith(".safetensors.index.json"):
-            missing = set(json.loads((part / file).read_text())["weight_map"].values()) - set(files)
+            try:
+                missing = {str(shard) for shard in json.loads((part / file).read_text())["weight_map"].values()} - {
+                    *files
+                }
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise CheckpointError(f"{part / file} is no index of weights") from error
             if missing:
                 raise CheckpointError(f"{part.parent} is incomplete: {part.name}/{min(missing)} is missing")
 
@@ -103,7 +108,9 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
-def load_pipeline(cls: type[DiffusionPipeline], config: ModelConfig) -> tuple[Any, torch.device, torch.dtype]:
+def load_pipeline(
+    cls: type[DiffusionPipeline], folder: Path, config: ModelConfig
+) -> tuple[Any, torch.device, torch.dtype]:
     """Load all parts of a checkpoint, every one in the same precision.
 
     Returns:
@@ -114,7 +121,6 @@ def load_pipeline(cls: type[DiffusionPipeline], config: ModelConfig) -> tuple[An
     """
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    folder = find_checkpoint(config.model_path)
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     try:
@@ -135,7 +141,9 @@ def _check_weights(folder: Path, part: torch.nn.Module) -> None:
         with safe_open(file, "pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118, it is no dict
                 names = key.split(".")
-                stored.update(".".join(names[i:]) for i in range(len(names)))  # a file may have its parts under a prefix
+                stored.update(
+                    ".".join(names[i:]) for i in range(len(names))
+                )  # a file may have its parts under a prefix
     missing = sorted(set(part.state_dict()) - stored)
     if missing:
         raise CheckpointError(f"{folder} is incomplete: it has no {missing[0]}")
@@ -143,6 +151,7 @@ def _check_weights(folder: Path, part: torch.nn.Module) -> None:
 
 def model_info(
     config: EngineConfig,
+    folder: Path,
     pipeline: Any,
     *,
     size_multiple: int,
@@ -155,13 +164,9 @@ def model_info(
     Raises:
         OptionError: a ``--default-...`` flag has a value that the model can't serve.
     """
-    folder = find_checkpoint(config.model.model_path)
     name = checkpoint_name(folder)
-    values = settings(name, folder, type(pipeline).__name__, pipeline.scheduler.config["shift"])
-    values.setdefault("max_sequence_length", min(512, longest_prompt))
-    max_side = min(values["max_side"], longest_side) // size_multiple * size_multiple
-    for side in ("width", "height"):
-        values[side] = min(values[side], max_side)
+    shift = pipeline.scheduler.config["shift"]
+    values = settings(name, folder, type(pipeline).__name__, shift, longest_side, longest_prompt)
     info = ModelInfo(
         id=config.model.served_model_name or name,
         path=config.model.model_path,
@@ -169,8 +174,8 @@ def model_info(
         device=str(pipeline.device),
         dtype=str(pipeline.dtype).removeprefix("torch."),
         size_multiple=size_multiple,
-        min_side=max(values["min_side"], size_multiple),
-        max_side=max_side,
+        min_side=max(values.min_side, size_multiple),
+        max_side=min(values.max_side, longest_side) // size_multiple * size_multiple,
         max_sequence_length=longest_prompt,
         defaults=make_defaults(values, config.defaults),
         uses=tuple(uses),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from stepbatch.config import EngineConfig
-from stepbatch.errors import InvalidValue
+from stepbatch.errors import CheckpointError, InvalidValue
 from stepbatch.model_info import ModelInfo
 from stepbatch.models.base import Model, PackedSequence, Start
 from stepbatch.models.layers import RMSNorm, TimestepEmbedder
@@ -32,7 +33,7 @@ from stepbatch.request import GenerationRequest
 PATCH = 2  # latent pixels to a side of a token
 MULTIPLE = 32  # prompt and picture are filled up to this many tokens
 TIME_CHANNELS = 256
-ROTARY_CACHE = 256  # entries
+ROTARY_CACHE = 64  # entries
 
 
 def padded(length: int) -> int:
@@ -133,11 +134,11 @@ class Block(nn.Module):
         size = chunk_rows(self.feed_forward.w1.out_features, x.device)
 
         def before(rows: slice) -> torch.Tensor:
-            scale = table.index_select(0, job[rows]).chunk(4, dim=-1)[0]
+            scale = table[:, : x.shape[1]].index_select(0, job[rows])
             return self.attention.project(self.attention_norm1(x[rows]) * scale, rotary[rows])
 
         def after(rows: slice) -> torch.Tensor:
-            _, gate, scale_ffn, gate_ffn = table.index_select(0, job[rows]).chunk(4, dim=-1)
+            gate, scale_ffn, gate_ffn = table[:, x.shape[1] :].index_select(0, job[rows]).chunk(3, dim=-1)
             update = self.attention_norm2(self.attention.to_out[0](attended[rows]))
             y = torch.addcmul(x[rows], gate, update)
             return torch.addcmul(y, gate_ffn, self.ffn_norm2(self.feed_forward(self.ffn_norm1(y) * scale_ffn)))
@@ -241,10 +242,11 @@ def _denoise(
 class ZImage(Model):
     """A loaded Z-Image checkpoint."""
 
-    def __init__(self, config: EngineConfig) -> None:
-        pipeline, self.device, self.dtype = load_pipeline(ZImagePipeline, config.model)
+    def __init__(self, config: EngineConfig, folder: Path) -> None:
+        pipeline, self.device, self.dtype = load_pipeline(ZImagePipeline, folder, config.model)
         self.noise_scheduler = check_flow_match(pipeline.scheduler)
-        self.tokenizer, self.text_encoder, self.vae = pipeline.tokenizer, pipeline.text_encoder, pipeline.vae
+        self.tokenizer, self.text_encoder = pipeline.tokenizer, pipeline.text_encoder
+        self.vae = pipeline.vae.to(memory_format=torch.channels_last)  # convolutions are faster so
         theirs = pipeline.transformer
         with torch.device("meta"):
             self.transformer = Transformer(dict(theirs.config))
@@ -257,12 +259,15 @@ class ZImage(Model):
         token = PATCH * self.latent_pixel
         self.info: ModelInfo = model_info(
             config,
+            folder,
             pipeline,
             size_multiple=token,
             longest_side=token * min(lengths[1:]),
             longest_prompt=min(self.tokenizer.model_max_length, lengths[0] - MULTIPLE),
-            uses=("guidance_scale", "negative_prompt", "max_sequence_length", "flow_shift"),
+            uses=("guidance_scale", "negative_prompt", "max_sequence_length")
+            + (() if self.noise_scheduler.config["use_dynamic_shifting"] else ("flow_shift",)),
         )
+        self._check_chat_template()
 
     def check(self, request: GenerationRequest) -> None:
         limit = request.max_sequence_length
@@ -361,6 +366,12 @@ class ZImage(Model):
         )
         tokens: list[int] = self.tokenizer(text).input_ids
         return tokens
+
+    def _check_chat_template(self) -> None:
+        try:
+            self._tokens("")
+        except (ValueError, TypeError) as error:
+            raise CheckpointError("its tokenizer has no chat template") from error
 
     def _prompt_rotary(self, length: int) -> torch.Tensor:
         return self._cached((0, 0, length), lambda: prompt_positions(length))

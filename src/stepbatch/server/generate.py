@@ -61,6 +61,8 @@ class ImageGeneration:
         except InvalidValue as error:
             raise wanted.blame(error) from None
         fields = self._fields(wanted, outputs, time.monotonic() - submitted)
+        idle = [name for name in handle.request.without_effect() if getattr(wanted.generation, name) is not None]
+        fields["ignored"] = [*wanted.ignored, *idle]
         pictures = await asyncio.gather(*(self._encode(output, wanted) for output in outputs))
         if wanted.response_format == "url":
             base = f"{str(request.base_url).rstrip('/')}/v1/files/"
@@ -92,7 +94,6 @@ class ImageGeneration:
                 "denoise": round(max(t.denoise for t in times), 6),
                 "decode": round(max(t.decode for t in times), 6),
             },
-            "ignored": list(wanted.ignored),
         }
 
 

@@ -56,7 +56,7 @@ def bind(host: str, port: int) -> socket.socket:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(address)
             stack.pop_all()  # bound: from here on it's the caller's to close
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # a name that can't be encoded, a..b for one, is no OSError
         raise _cannot_listen(host, port, error) from error
     return sock
 
@@ -163,8 +163,11 @@ async def _first(work: Coroutine[Any, Any, None], event: asyncio.Event) -> bool:
         await asyncio.gather(task, watch, return_exceptions=True)
 
 
-def _cannot_listen(host: str, port: int, error: OSError) -> SetupError:
-    reason = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
+def _cannot_listen(host: str, port: int, error: OSError | UnicodeError) -> SetupError:
+    if isinstance(error, UnicodeError):
+        reason = "that is no host's name"
+    else:
+        reason = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
     return SetupError(f"can't listen on {host}:{port}: {reason}")
 
 

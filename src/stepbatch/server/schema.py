@@ -64,7 +64,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     },
     "flow_shift": {
         "type": "number",
-        "minimum": 0,
+        "exclusiveMinimum": 0,
         "maximum": MAX_GUIDANCE,
         "description": "Shift of the noise schedule.",
     },
