@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from torch import distributed as dist
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
@@ -28,7 +29,7 @@ from stepbatch.demo import MODEL_PATH, scenes
 from stepbatch.demo.muon import Muon
 from stepbatch.models.defaults import OVERRIDES_FILE
 
-MUON_RATE, ADAM_RATE = 1e-2, 3e-3
+MUON_RATE, ADAM_RATE = 8e-3, 3e-3
 SIDES = range(128, 257, 16)
 DEFAULTS = {
     "width": 192,
@@ -241,7 +242,7 @@ class Sampler:
         drawn = shard["scenes"]
         by_turns = sorted(self.rng.sample(range(len(latents)), len(latents)), key=lambda i: len(drawn[i].things))
         singles = sum(len(scene.things) == 1 for scene in drawn)
-        half = min(singles, int((0.8 if favour_small else 0.5) * count))
+        half = min(singles, int((0.9 if favour_small else 0.6) * count))
         chosen = by_turns[:half] + by_turns[singles : singles + count - half]
         prompts = [scenes.sample_wording(drawn[i], self.rng) if self.rng.random() > 0.1 else "" for i in chosen]
         return prompts, latents[chosen].float()
@@ -263,8 +264,10 @@ def flow_loss(
     transformer: ZImageTransformer2DModel, embeds: list[torch.Tensor], latents: torch.Tensor, shift: float = 3.0
 ) -> torch.Tensor:
     """Flow matching: the transformer's output is ``latents - noise`` at time ``1 - sigma``."""
-    uniform = (torch.arange(len(latents)) + torch.rand(len(latents))) / len(latents)  # stratified
-    sigma = (shift * uniform / (1 + (shift - 1) * uniform))[torch.randperm(len(latents))]
+    uniform = torch.rand(len(latents))
+    shifted = shift * uniform / (1 + (shift - 1) * uniform)
+    # a prompt determines its picture, so what it says is learned best where the noise hides all else
+    sigma = torch.where(torch.rand(len(latents)) < 0.5, 0.8 + 0.2 * uniform, shifted)
     noise = torch.randn_like(latents)
     s = sigma[:, None, None, None]
     noisy = s * noise + (1 - s) * latents
@@ -286,8 +289,37 @@ def make_optimizers(modules: nn.ModuleDict) -> tuple[Muon, torch.optim.AdamW]:
     )
 
 
+def join_processes() -> int:
+    """Under ``torchrun``, join the processes that train together; returns this one's number."""
+    if not dist.is_torchelastic_launched():
+        return 0
+    dist.init_process_group("gloo")
+    return dist.get_rank()
+
+
+def agree(seconds: float) -> float:
+    """The first process's clock, so that all have the same learning rates and end together."""
+    clock = torch.tensor(seconds, dtype=torch.float64)
+    if dist.is_initialized():
+        dist.broadcast(clock, 0)
+    return clock.item()
+
+
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Average the gradients over the processes, in one message."""
+    if not dist.is_initialized():
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
 def train_transformer(folder: Path, minutes: float, dim: int, layers: int, name: str, tokens: int) -> None:
     """Train text encoder and transformer together; keeps an exponential average, saved every five minutes."""
+    rank = join_processes()
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
     modules = nn.ModuleDict({"text": make_text_encoder(len(tokenizer), dim), "image": make_transformer(dim, layers)})
@@ -299,18 +331,20 @@ def train_transformer(folder: Path, minutes: float, dim: int, layers: int, name:
     trained = [p for p in modules.parameters() if p.requires_grad]
     average = copy.deepcopy(modules).requires_grad_(False)
     muon, adam = make_optimizers(modules)
-    sampler, start, saved, step, running = Sampler(folder, 0), time.monotonic(), 0.0, 0, 1.0
-    while (elapsed := (time.monotonic() - start) / 60) < minutes:
+    torch.manual_seed(rank)
+    sampler, start, saved, step, running = Sampler(folder, rank), time.monotonic(), 0.0, 0, 1.0
+    while (elapsed := agree(time.monotonic() - start) / 60) < minutes:
         if step % 50 == 0:
             sampler.refresh()
-        # warm up, hold, and come down over the second half
-        share = min(1.0, (step + 1) / 100) * min(1.0, max(0.01, (1 - elapsed / minutes) * 2))
+        # warm up, hold, and come down over the last five eighths
+        share = min(1.0, (step + 1) / 100) * min(1.0, max(0.01, (1 - elapsed / minutes) * 1.6))
         muon.rate = MUON_RATE * share
         adam.param_groups[0]["lr"] = ADAM_RATE * share
         prompts, latents = sampler.batch(tokens, favour_small=elapsed < 0.5 * minutes)
         loss = flow_loss(modules["image"], embed(tokenizer, modules["text"], prompts), latents)
         modules.zero_grad()
         torch.autograd.backward(loss)
+        average_gradients(trained)
         nn.utils.clip_grad_norm_(trained, 1.0)
         muon.step()
         adam.step()
@@ -320,12 +354,13 @@ def train_transformer(folder: Path, minutes: float, dim: int, layers: int, name:
                 for mean, parameter in zip(average.parameters(), modules.parameters(), strict=True):
                     mean.lerp_(parameter, 0.02)
         running = 0.98 * running + 0.02 * loss.item()
-        if step % 50 == 0:
+        if step % 50 == 0 and rank == 0:
             print(f"{elapsed:6.1f} min step {step} loss {running:.4f} shards {len(sampler.shards)}", flush=True)
-        if elapsed - saved > 5:
+        if elapsed - saved > 5 and rank == 0:
             saved = elapsed
             torch.save(average.state_dict(), folder / f"{name}.pt")
-    torch.save(average.state_dict(), folder / f"{name}.pt")
+    if rank == 0:
+        torch.save(average.state_dict(), folder / f"{name}.pt")
 
 
 def export(folder: Path, target: Path, dim: int, layers: int, name: str) -> None:
