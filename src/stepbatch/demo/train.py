@@ -1,8 +1,8 @@
-"""Train the bundled model from nothing: ``python -m stepbatch.demo.train vae|cache|transformer|export``.
+"""Train the bundled model from nothing: ``python -m stepbatch.demo.train vae|cache|decoder|transformer|export``.
 
-Four stages, each resumable from what it left in the work folder: an autoencoder on crops of rendered scenes, a cache of
-latents at every size, a text encoder and transformer by flow matching on that cache, and the export to a checkpoint in
-diffusers' ``ZImagePipeline`` layout.
+Five stages, each resumable from what it left in the work folder: an autoencoder on crops of rendered scenes, a cache of
+latents at every size, more of the decoder on whole pictures, a text encoder and transformer by flow matching on that
+cache (in several processes under ``torchrun``), and the export to a checkpoint in diffusers' ``ZImagePipeline`` layout.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
-from torch import distributed as dist
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
 from stepbatch.demo import MODEL_PATH, scenes
 from stepbatch.demo.muon import Muon
+from stepbatch.demo.processes import agree, average_gradients, join_processes
 from stepbatch.models.defaults import OVERRIDES_FILE
 
 MUON_RATE, ADAM_RATE = 8e-3, 3e-3
@@ -287,34 +287,6 @@ def make_optimizers(modules: nn.ModuleDict) -> tuple[Muon, torch.optim.AdamW]:
         Muon(matrices, rate=MUON_RATE, momentum=0.95, decay=0.01),
         torch.optim.AdamW(rest, lr=ADAM_RATE, weight_decay=0.0, betas=(0.9, 0.98)),
     )
-
-
-def join_processes() -> int:
-    """Under ``torchrun``, join the processes that train together; returns this one's number."""
-    if not dist.is_torchelastic_launched():
-        return 0
-    dist.init_process_group("gloo")
-    return dist.get_rank()
-
-
-def agree(seconds: float) -> float:
-    """The first process's clock, so that all have the same learning rates and end together."""
-    clock = torch.tensor(seconds, dtype=torch.float64)
-    if dist.is_initialized():
-        dist.broadcast(clock, 0)
-    return clock.item()
-
-
-def average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Average the gradients over the processes, in one message."""
-    if not dist.is_initialized():
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
 
 
 def train_transformer(folder: Path, minutes: float, dim: int, layers: int, name: str, tokens: int) -> None:
