@@ -37,7 +37,7 @@ class Effort:
     host_steps: int = 200
     waiting: int = 1000
     requests: int = 48
-    burst_repeats: tuple[int, ...] = (3, 2)  # for each of ``threads``
+    burst_repeats: tuple[int, ...] = (3, 1)  # for each of ``threads``
     poisson_repeats: int = 3
 
 

@@ -223,8 +223,8 @@ def cache_latents(folder: Path, minutes: float, seed: int) -> None:
 class Sampler:
     """Batches of one size from the cache, which may still be growing."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.folder, self.rng = folder / "latents", random.Random(seed)
+    def __init__(self, folder: Path, seed: int, singles: float) -> None:
+        self.folder, self.rng, self.singles = folder / "latents", random.Random(seed), singles
         self.shards: dict[str, dict[str, Any]] = {}
 
     def refresh(self) -> None:
@@ -235,14 +235,14 @@ class Sampler:
 
     def batch(self, tokens: int, favour_small: bool) -> tuple[list[str], torch.Tensor]:
         """Prompts (a tenth of them empty) and fp32 latents ``[B, C, H, W]`` of about ``tokens`` tokens."""
-        weights = [shard["latents"].shape[-2:].numel() ** (-1.5 * favour_small) for shard in self.shards.values()]
+        weights = [shard["latents"].shape[-2:].numel() ** (-0.75 * favour_small) for shard in self.shards.values()]
         shard = self.rng.choices(list(self.shards.values()), weights)[0]
         latents = shard["latents"]
         count = min(len(latents), tokens // (latents.shape[2] * latents.shape[3] // 4 + 32))
         drawn = shard["scenes"]
         by_turns = sorted(self.rng.sample(range(len(latents)), len(latents)), key=lambda i: len(drawn[i].things))
         singles = sum(len(scene.things) == 1 for scene in drawn)
-        half = min(singles, int((0.9 if favour_small else 0.6) * count))
+        half = min(singles, int(self.singles * count))
         chosen = by_turns[:half] + by_turns[singles : singles + count - half]
         prompts = [scenes.sample_wording(drawn[i], self.rng) if self.rng.random() > 0.1 else "" for i in chosen]
         return prompts, latents[chosen].float()
@@ -289,7 +289,9 @@ def make_optimizers(modules: nn.ModuleDict) -> tuple[Muon, torch.optim.AdamW]:
     )
 
 
-def train_transformer(folder: Path, minutes: float, dim: int, layers: int, name: str, tokens: int) -> None:
+def train_transformer(
+    folder: Path, minutes: float, dim: int, layers: int, name: str, tokens: int, singles: float
+) -> None:
     """Train text encoder and transformer together; keeps an exponential average, saved every five minutes."""
     rank = join_processes()
     torch.manual_seed(0)
@@ -304,7 +306,7 @@ def train_transformer(folder: Path, minutes: float, dim: int, layers: int, name:
     average = copy.deepcopy(modules).requires_grad_(False)
     muon, adam = make_optimizers(modules)
     torch.manual_seed(rank)
-    sampler, start, saved, step, running = Sampler(folder, rank), time.monotonic(), 0.0, 0, 1.0
+    sampler, start, saved, step, running = Sampler(folder, rank, singles), time.monotonic(), 0.0, 0, 1.0
     while (elapsed := agree(time.monotonic() - start) / 60) < minutes:
         if step % 50 == 0:
             sampler.refresh()
@@ -312,7 +314,7 @@ def train_transformer(folder: Path, minutes: float, dim: int, layers: int, name:
         share = min(1.0, (step + 1) / 100) * min(1.0, max(0.01, (1 - elapsed / minutes) * 1.6))
         muon.rate = MUON_RATE * share
         adam.param_groups[0]["lr"] = ADAM_RATE * share
-        prompts, latents = sampler.batch(tokens, favour_small=elapsed < 0.5 * minutes)
+        prompts, latents = sampler.batch(tokens, favour_small=elapsed < 0.7 * minutes)
         loss = flow_loss(modules["image"], embed(tokenizer, modules["text"], prompts), latents)
         modules.zero_grad()
         torch.autograd.backward(loss)
@@ -363,7 +365,8 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=96)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--name", default="transformer")
-    parser.add_argument("--tokens", type=int, default=3072)
+    parser.add_argument("--tokens", type=int, default=3072, help="in a process's batch")
+    parser.add_argument("--singles", type=float, default=0.9, help="share of scenes with one thing; learn those first")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -374,7 +377,15 @@ def main() -> None:
     elif options.stage == "decoder":
         train_decoder(options.folder, options.minutes)
     elif options.stage == "transformer":
-        train_transformer(options.folder, options.minutes, options.dim, options.layers, options.name, options.tokens)
+        train_transformer(
+            options.folder,
+            options.minutes,
+            options.dim,
+            options.layers,
+            options.name,
+            options.tokens,
+            options.singles,
+        )
     else:
         export(options.folder, options.target, options.dim, options.layers, options.name)
 
