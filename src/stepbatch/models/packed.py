@@ -13,7 +13,7 @@ from itertools import groupby, pairwise
 import torch
 from torch.nn import functional as F
 
-CACHE_BYTES = 1 << 19  # what a CPU core's second-level cache holds with room to spare
+CACHE_BYTES = 1 << 20  # a CPU core's second-level cache
 MIN_CHUNK_ROWS = 256  # below this, reading the weights again costs more than the cache saves
 
 
@@ -97,7 +97,7 @@ def chunk_rows(width: int, device: torch.device) -> int:
     """
     if device.type != "cpu":
         return 1 << 62
-    return max(MIN_CHUNK_ROWS, CACHE_BYTES // (4 * width))
+    return torch.get_num_threads() * max(MIN_CHUNK_ROWS, CACHE_BYTES // (4 * width))  # the threads share a chunk
 
 
 def in_chunks(work: Callable[[slice], torch.Tensor], rows: int, size: int) -> torch.Tensor:
