@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
+
+from stepbatch.image import InputImage
+from stepbatch.sizes import nearest_shape, of_area, within
+
+Task = Literal["text-to-image", "image-to-image", "inpainting", "editing"]
 
 
 class Defaults(msgspec.Struct, frozen=True, kw_only=True):
@@ -11,9 +18,41 @@ class Defaults(msgspec.Struct, frozen=True, kw_only=True):
     width: int  # pixels
     height: int  # pixels
     num_inference_steps: int
-    guidance_scale: float
+    guidance_scale: float | None = None  # where the model uses it
+    true_cfg_scale: float | None = None  # likewise
     negative_prompt: str | None = None
     max_sequence_length: int = 512  # tokens of the prompt
+    strength: float = 0.6  # of inpainting
+
+
+class Guidance(msgspec.Struct, frozen=True, kw_only=True):
+    """How classifier-free guidance is asked for: the field with its strength, and when there is any.
+
+    Some pipelines guide only where there is a negative prompt. There, a request that gives the strength itself is
+    guided away from the empty prompt.
+    """
+
+    field: Literal["guidance_scale", "true_cfg_scale"] = "guidance_scale"
+    off: float = 0.0  # up to this strength there is none
+    needs_negative: bool = False
+
+
+class AutoSize(msgspec.Struct, frozen=True, kw_only=True):
+    """How large the output is where a request has images and no size."""
+
+    follows: Literal["first", "last"] = "first"  # which image's proportions
+    area: int | None = None  # pixels; without it, as many as the image has
+    multiple: int = 1  # of the sides, where there is an area
+    shapes: tuple[tuple[int, int], ...] = ()  # if there are any, the one of the nearest proportions is taken
+
+    def of(self, images: tuple[InputImage, ...], longest: int, multiple: int) -> tuple[int, int]:
+        """Width and height for these images, where the model takes multiples of ``multiple`` up to ``longest``."""
+        image = images[0 if self.follows == "first" else -1]
+        if self.shapes:
+            return nearest_shape(image.width, image.height, self.shapes)
+        if self.area:
+            return of_area(image.width, image.height, self.area, self.multiple)
+        return within(image.width, image.height, longest, multiple)
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,3 +69,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_sequence_length: int  # the longest prompt that can be asked for, tokens
     defaults: Defaults
     uses: tuple[str, ...] = ()  # which optional fields of a request mean something to this model
+    tasks: tuple[Task, ...] = ("text-to-image",)
+    max_images: int = 1  # that a request may bring, where a task takes any
+    guidance: Guidance = Guidance()
+    auto_size: AutoSize = AutoSize()

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from stepbatch.errors import InvalidValue, RequestError
+from stepbatch.image import InputImage
 from stepbatch.model_info import ModelInfo
 
 MAX_SEED = 2**63 - 1
@@ -15,15 +16,20 @@ MAX_OUTPUTS = 10  # as OpenAI has it
 MAX_STEPS = 1000  # the training timesteps of the noise schedules that are served
 MAX_GUIDANCE = 100.0
 MAX_PROMPT_CHARACTERS = 32_000  # as OpenAI has it; the model's own limit is in tokens
+MAX_IMAGES = 16  # as OpenAI has it; a model's own limit is lower
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
     """One call for one or more pictures, validated as far as that goes without knowing the model.
 
-    ``None`` means the model's default; ``resolve`` fills it in. Sizes are in pixels. ``guidance_scale`` is the strength
-    of classifier-free guidance in the meaning that the model's diffusers pipeline gives it. The i-th of ``n`` outputs
-    has the noise of ``torch.Generator("cpu").manual_seed(seed + i)``.
+    ``None`` means the model's default; ``resolve`` fills it in. Sizes are in pixels. ``guidance_scale`` and
+    ``true_cfg_scale`` mean what they mean to the model's diffusers pipeline. The i-th of ``n`` outputs has the noise of
+    ``torch.Generator("cpu").manual_seed(seed + i)``.
+
+    ``images`` alone are what an editing model's prompt speaks of. With ``strength``, from 0 to 1, an image is where
+    denoising starts, and less of the steps are taken (image-to-image); with ``mask`` only what is 255 there changes
+    (inpainting).
 
     Raises:
         InvalidValue: a field has the wrong type or is out of range; ``param`` names it.
@@ -31,6 +37,9 @@ class GenerationRequest:
 
     prompt: str
     negative_prompt: str | None = None
+    images: tuple[InputImage, ...] = ()
+    mask: InputImage | None = None
+    strength: float | None = None
     width: int | None = None
     height: int | None = None
     num_inference_steps: int | None = None
@@ -56,14 +65,32 @@ class GenerationRequest:
         _check_int("n", self.n, 1, MAX_OUTPUTS, optional=False)
         _check_int("seed", self.seed, 0, MAX_SEED - self.n + 1)
         for name in ("guidance_scale", "true_cfg_scale", "flow_shift"):
-            value = _check_float(name, getattr(self, name))
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, _check_float(name, getattr(self, name), MAX_GUIDANCE))
         if self.flow_shift == 0:
             raise InvalidValue("flow_shift must be more than 0", "flow_shift")
+        object.__setattr__(self, "strength", _check_float("strength", self.strength, 1.0))
+        object.__setattr__(self, "images", tuple(self.images))
+        _check_images(self)
 
-    def without_effect(self) -> list[str]:
+    @property
+    def first_step(self) -> int:
+        """How many of the steps of a resolved request are left out, as it starts from an image."""
+        if self.strength is None:
+            return 0
+        assert self.num_inference_steps is not None
+        kept = min(self.num_inference_steps * self.strength, self.num_inference_steps)  # as diffusers rounds
+        return int(self.num_inference_steps - kept)
+
+    def guided(self, info: ModelInfo) -> bool:
+        """Whether a resolved request takes two sequences a step, the second with the negative prompt."""
+        scale: float | None = getattr(self, info.guidance.field)
+        if scale is None or scale <= info.guidance.off:
+            return False
+        return self.negative_prompt is not None or not info.guidance.needs_negative
+
+    def without_effect(self, info: ModelInfo) -> list[str]:
         """Fields of a resolved request that the others leave without effect."""
-        return ["negative_prompt"] if self.guidance_scale == 0 else []  # nothing is guided away from it
+        return [] if self.guided(info) or self.negative_prompt is None else ["negative_prompt"]
 
     def resolve(self, info: ModelInfo) -> GenerationRequest:
         """The same request with every default of the model filled in and its limits checked.
@@ -71,36 +98,99 @@ class GenerationRequest:
         Raises:
             InvalidValue: the model can't serve a value, or has no use for a field that was given.
         """
-        for name in ("negative_prompt", "guidance_scale", "true_cfg_scale", "flow_shift", "max_sequence_length"):
-            if getattr(self, name) is not None and name not in info.uses:
-                known = [n for n in ("guidance_scale", "true_cfg_scale", "negative_prompt") if n in info.uses]
-                hint = f"; it takes {', '.join(known)}" if known else ""
-                raise InvalidValue(f"{name} has no effect on this model{hint}", name)
+        _check_uses(self, info)
+        _check_task(self, info)
         defaults = info.defaults
-        width, height = self.width or defaults.width, self.height or defaults.height
-        for name, side in (("width", width), ("height", height)):
-            if side % info.size_multiple or not info.min_side <= side <= info.max_side:
-                bounds = f"from {info.min_side} to {info.max_side}"
-                raise InvalidValue(f"{name} must be a multiple of {info.size_multiple} {bounds}, not {side}", name)
         _check_int("max_sequence_length", self.max_sequence_length, 1, info.max_sequence_length)
+        width, height = _size(self, info)
 
         def default(name: str) -> Any:
             value = getattr(self, name)
             return getattr(defaults, name) if value is None and name in info.uses else value
 
-        return replace(
+        negative = default("negative_prompt")
+        if negative is None and info.guidance.needs_negative and (getattr(self, info.guidance.field) or 0) > 1:
+            negative = ""
+        resolved = replace(
             self,
             width=width,
             height=height,
             num_inference_steps=self.num_inference_steps or defaults.num_inference_steps,
             guidance_scale=default("guidance_scale"),
-            negative_prompt=default("negative_prompt"),
+            true_cfg_scale=default("true_cfg_scale"),
+            negative_prompt=negative,
             max_sequence_length=default("max_sequence_length"),
+            strength=defaults.strength if self.strength is None and self.mask else self.strength,
             seed=random.SystemRandom().randint(0, 2**32 - 1) if self.seed is None else self.seed,
         )
+        if resolved.first_step == resolved.num_inference_steps:
+            steps = f"{resolved.num_inference_steps} step{'s' * (resolved.num_inference_steps != 1)}"
+            raise InvalidValue(f"strength must leave a step to take: {self.strength:g} of {steps} is none", "strength")
+        return resolved
 
 
 FIELDS = tuple(f.name for f in fields(GenerationRequest))
+IMAGE_FIELDS = ("images", "mask")
+
+
+def _check_images(request: GenerationRequest) -> None:
+    if len(request.images) > MAX_IMAGES:
+        raise InvalidValue(f"there must be at most {MAX_IMAGES} images", "images")
+    if any(not isinstance(image, InputImage) or image.channels != 3 for image in request.images):
+        raise InvalidValue("images must be RGB", "images")
+    for name in ("mask", "strength"):
+        if getattr(request, name) is not None and not request.images:
+            raise InvalidValue(f"{name} goes with an image", name)
+    if request.mask is None:
+        return
+    if not isinstance(request.mask, InputImage) or request.mask.channels != 1:
+        raise InvalidValue("mask must have one channel", "mask")
+    size, wanted = (request.mask.width, request.mask.height), (request.images[0].width, request.images[0].height)
+    if size != wanted:
+        raise InvalidValue("mask must be {}x{} like the image, not {}x{}".format(*wanted, *size), "mask")
+
+
+def _check_uses(request: GenerationRequest, info: ModelInfo) -> None:
+    for name in ("negative_prompt", "guidance_scale", "true_cfg_scale", "flow_shift", "max_sequence_length"):
+        if getattr(request, name) is not None and name not in info.uses:
+            known = [n for n in ("guidance_scale", "true_cfg_scale", "negative_prompt") if n in info.uses]
+            hint = f"; it takes {', '.join(known)}" if known else ""
+            raise InvalidValue(f"{name} has no effect on this model{hint}", name)
+
+
+def _check_task(request: GenerationRequest, info: ModelInfo) -> None:
+    """Raise ``InvalidValue``, with what the model can do, for what it can't."""
+    if not request.images:
+        if "text-to-image" not in info.tasks:
+            raise InvalidValue("this model edits images and needs one: it can't draw from a prompt alone", "images")
+        return
+    limit = info.max_images if request.mask is None and request.strength is None else 1
+    for name, task in (("mask", "inpainting"), ("strength", "image-to-image")):
+        if getattr(request, name) is not None and task not in info.tasks:
+            able = f"this model can do {', '.join(info.tasks)}"
+            raise InvalidValue(f"{name} has no effect on this model: {able}", name)
+    if request.mask is None and request.strength is None and "editing" not in info.tasks:
+        if "image-to-image" not in info.tasks:
+            raise InvalidValue("this model takes no images: it draws from a prompt alone", "images")
+        raise InvalidValue(
+            "this model can't follow an instruction about an image; give strength, for image-to-image, or mask, for "
+            "inpainting",
+            "strength",
+        )
+    if len(request.images) > limit:
+        raise InvalidValue(f"there must be at most {limit} image{'s' * (limit != 1)} here", "images")
+
+
+def _size(request: GenerationRequest, info: ModelInfo) -> tuple[int, int]:
+    width, height = request.width, request.height
+    if (width is None or height is None) and request.images:
+        width, height = info.auto_size.of(request.images, info.max_side, info.size_multiple)
+    width, height = width or info.defaults.width, height or info.defaults.height
+    for name, side in (("width", width), ("height", height)):
+        if side % info.size_multiple or not info.min_side <= side <= info.max_side:
+            bounds = f"from {info.min_side} to {info.max_side}"
+            raise InvalidValue(f"{name} must be a multiple of {info.size_multiple} {bounds}, not {side}", name)
+    return width, height
 
 
 def _check_text(name: str, value: object) -> None:
@@ -121,13 +211,13 @@ def _check_int(name: str, value: object, low: int, high: int, optional: bool = T
         raise InvalidValue(f"{name} must be from {low} to {high}", name)  # a huge value can't even be printed
 
 
-def _check_float(name: str, value: object) -> float | None:
+def _check_float(name: str, value: object, high: float) -> float | None:
     if value is None:
         return None
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise InvalidValue(f"{name} must be a number", name)
-    if not 0 <= value <= MAX_GUIDANCE:  # NaN isn't either
-        raise InvalidValue(f"{name} must be a finite number from 0 to {MAX_GUIDANCE:g}", name)
+    if not 0 <= value <= high:  # NaN isn't either
+        raise InvalidValue(f"{name} must be a finite number from 0 to {high:g}", name)
     return float(value)
 
 
@@ -186,7 +276,7 @@ class Job:
     @property
     def steps(self) -> int:
         assert self.request.num_inference_steps is not None
-        return self.request.num_inference_steps
+        return self.request.num_inference_steps - self.request.first_step
 
     @property
     def ended(self) -> bool:

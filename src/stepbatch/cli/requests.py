@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from stepbatch.errors import InvalidJSON, InvalidValue, OptionError, RequestError, UnknownParameter
-from stepbatch.request import FIELDS, GenerationRequest
+from stepbatch.request import FIELDS, IMAGE_FIELDS, GenerationRequest
+from stepbatch.sizes import parse_size
 
 OUTPUT_FORMATS = ("png", "jpeg", "webp")
-LINE_FIELDS = (*FIELDS, "size", "id")
+LINE_FIELDS = (*(name for name in FIELDS if name not in IMAGE_FIELDS), "size", "id")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
-_SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 
 
 @dataclass(frozen=True)
@@ -107,18 +107,6 @@ class Source:
         if "prompt" not in values:
             raise InvalidValue("prompt is required", "prompt")
         return GenerationRequest(**values)
-
-
-def parse_size(size: object) -> tuple[int, int]:
-    """The sides that ``WIDTHxHEIGHT`` says.
-
-    Raises:
-        InvalidValue: it doesn't.
-    """
-    match = _SIZE.fullmatch(size) if isinstance(size, str) else None
-    if match is None:
-        raise InvalidValue('size must be "WIDTHxHEIGHT", like "1024x1024", or "auto"', "size")
-    return int(match[1]), int(match[2])
 
 
 def _read(line: str) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 
 from stepbatch.config import DefaultsConfig
-from stepbatch.errors import CheckpointError, OptionError
+from stepbatch.errors import CheckpointError, InvalidValue, OptionError
 from stepbatch.model_info import Defaults
+from stepbatch.sizes import parse_size
 
 TURBO = {"num_inference_steps": 9, "guidance_scale": 0.0}
 
@@ -65,10 +66,10 @@ def make_defaults(values: Settings, flags: DefaultsConfig) -> Defaults:
     """
     fields = {name: getattr(values, name) for name in Defaults.__struct_fields__}
     if flags.default_size:
-        sides = flags.default_size.lower().split("x")
-        if len(sides) != 2 or not all(s.isascii() and s.isdigit() for s in sides):
-            raise OptionError(f"--default-size must be WIDTHxHEIGHT, not {flags.default_size}")
-        fields["width"], fields["height"] = map(int, sides)
+        try:
+            fields["width"], fields["height"] = parse_size(flags.default_size.lower())
+        except InvalidValue as error:
+            raise OptionError(f"--default-size must be WIDTHxHEIGHT, not {flags.default_size}") from error
     if flags.default_num_inference_steps:
         fields["num_inference_steps"] = flags.default_num_inference_steps
     if flags.default_guidance_scale is not None:

@@ -61,7 +61,11 @@ class ImageGeneration:
         except InvalidValue as error:
             raise wanted.blame(error) from None
         fields = self._fields(wanted, outputs, time.monotonic() - submitted)
-        idle = [name for name in handle.request.without_effect() if getattr(wanted.generation, name) is not None]
+        idle = [
+            name
+            for name in handle.request.without_effect(self.engine.info)
+            if getattr(wanted.generation, name) is not None
+        ]
         fields["ignored"] = [*wanted.ignored, *idle]
         pictures = await asyncio.gather(*(self._encode(output, wanted) for output in outputs))
         if wanted.response_format == "url":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -16,6 +15,7 @@ from typing import Any
 from stepbatch.errors import InvalidJSON, InvalidValue, ModelNotFound, RequestError, UnknownParameter
 from stepbatch.model_info import ModelInfo
 from stepbatch.request import MAX_GUIDANCE, MAX_OUTPUTS, MAX_PROMPT_CHARACTERS, MAX_SEED, MAX_STEPS, GenerationRequest
+from stepbatch.sizes import parse_size
 
 OUTPUT_FORMATS = ("png", "jpeg", "webp")
 RESPONSE_FORMATS = ("b64_json", "url")
@@ -134,7 +134,6 @@ _PASSED_ON = (
     "max_sequence_length",
     "seed",
 )
-_SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 _MAX_DIGITS = 40  # of an integer; a longer one is out of every range, and slow to convert
 
 
@@ -231,10 +230,7 @@ def _size(given: Mapping[str, Any]) -> tuple[Any, Any]:
     size = given.get("size", "auto")
     if size == "auto":
         return width, height
-    match = _SIZE.fullmatch(size) if isinstance(size, str) else None
-    if match is None:
-        raise InvalidValue('size must be "WIDTHxHEIGHT", like "1024x1024", or "auto"', "size")
-    sides = int(match[1]), int(match[2])
+    sides = parse_size(size)
     for name, value, side in (("width", width, sides[0]), ("height", height, sides[1])):
         if value is not None and (type(value) is not int or value != side):
             raise InvalidValue(f"size is {size}, which disagrees with {name}; give one or the other", "size")
