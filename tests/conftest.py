@@ -1,4 +1,5 @@
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # how long an example takes says something about the machine, not about the code
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+def pytest_sessionfinish(exitstatus: int) -> None:
+    if exitstatus == 0 and "tests.models.parity" in sys.modules:
+        from tests.models import parity
+
+        parity.write_table()
 
 
 @pytest.fixture

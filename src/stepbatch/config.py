@@ -58,6 +58,7 @@ class ModelConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
         "auto", "precision of every part of the model; auto is float32 on a CPU, bfloat16 elsewhere"
     )
+    fuse_projections: bool = _option(True, "multiply by the weights of neighbouring layers at once")
     num_threads: int = _option(0, "threads that the model computes with on a CPU; 0 leaves it to torch", low=0)
 
     def __post_init__(self) -> None:
@@ -73,8 +74,22 @@ class BatchingConfig:
         0.0, "how long a request waits for company; native models never wait, so it does nothing there", low=0
     )
     max_batch_tokens: int = _option(8192, "the most tokens in a denoising step; a larger job runs by itself", low=1)
-    max_encodes_per_step: int = _option(2, "the most requests whose prompts are encoded between two steps", low=1)
+    max_encodes_per_step: int = _option(
+        4, "the most requests whose prompts and images are encoded, together, between two steps", low=1
+    )
     max_decodes_per_step: int = _option(2, "the most pictures that are decoded between two steps", low=1)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig:
+    """What is kept where, and how much of it."""
+
+    embedding_cache_mb: float = _option(
+        1024.0, "room for embeddings of prompts and latents of input images that may come again, MiB", low=0
+    )
 
     def __post_init__(self) -> None:
         _check(self)
@@ -87,6 +102,9 @@ class DefaultsConfig:
     default_size: str = _option("", "WIDTHxHEIGHT, pixels")
     default_num_inference_steps: int = _option(0, "denoising steps; 0 leaves it to the model", low=0, high=1000)
     default_guidance_scale: float | None = _option(None, "strength of guidance", low=0, high=100)
+    default_true_cfg_scale: float | None = _option(
+        None, "strength of classifier-free guidance, where guidance_scale is something else", low=0, high=100
+    )
     default_negative_prompt: str | None = _option(None, "what not to draw")
 
     def __post_init__(self) -> None:
@@ -114,4 +132,5 @@ class EngineConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     defaults: DefaultsConfig = field(default_factory=DefaultsConfig)

@@ -73,6 +73,18 @@ class GenerationRequest:
         _check_images(self)
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of a resolved request."""
+        assert self.width is not None and self.height is not None
+        return self.width, self.height
+
+    @property
+    def steps(self) -> int:
+        """How many steps of a resolved request are taken."""
+        assert self.num_inference_steps is not None
+        return self.num_inference_steps - self.first_step
+
+    @property
     def first_step(self) -> int:
         """How many of the steps of a resolved request are left out, as it starts from an image."""
         if self.strength is None:
@@ -275,8 +287,7 @@ class Job:
 
     @property
     def steps(self) -> int:
-        assert self.request.num_inference_steps is not None
-        return self.request.num_inference_steps - self.request.first_step
+        return self.request.steps
 
     @property
     def ended(self) -> bool:

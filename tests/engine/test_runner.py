@@ -1,16 +1,21 @@
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.models.parity import disc, picture
 from tests.recording import RecordingRunner, make_engine, run
 
-from stepbatch.config import BatchingConfig, EngineConfig, ModelConfig
+from stepbatch.config import BatchingConfig, EngineConfig, MemoryConfig, ModelConfig
 from stepbatch.engine.engine import Engine
 from stepbatch.engine.messages import Failure, FromEngine, Output, Submit
 from stepbatch.engine.runner import TorchRunner, load_runner
+from stepbatch.image import InputImage
+from stepbatch.models.base import Embedding, Prompt
+from stepbatch.models.latents import Posterior
 from stepbatch.request import GenerationRequest
 from stepbatch.testing import FakeRunner
 
@@ -28,6 +33,15 @@ requests = st.builds(
     seed=st.integers(0, 3),
     n=st.sampled_from([1, 1, 2]),
 )
+from_images = st.builds(
+    lambda request, masked, strength: replace(
+        request, images=(picture(64, 48),), mask=disc(64, 48) if masked else None, strength=strength
+    ),
+    requests.filter(lambda request: request.num_inference_steps > 1),
+    st.booleans(),
+    st.sampled_from([0.5, 0.8, 1.0]),
+)
+requests = requests | from_images
 
 
 @dataclass(frozen=True)
@@ -111,14 +125,68 @@ def test_the_layout_is_made_anew_only_when_members_change(
 def test_outputs_of_a_request_share_an_embedding_and_count_seeds_up(
     z_image_runner: TorchRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoded = []
-    encode = z_image_runner.model.encode
-    monkeypatch.setattr(z_image_runner.model, "encode", lambda prompt: encoded.append(prompt) or encode(prompt))
+    encoded = encodes(z_image_runner, monkeypatch)
     request = GenerationRequest(prompt="w7 w8", width=64, height=64, num_inference_steps=2, guidance_scale=0.0, seed=9)
     three = run(make_engine(z_image_runner), [replace(request, n=3)])[0]
-    assert encoded == ["w7 w8"]
+    assert encoded == [1]
     last = run(make_engine(z_image_runner), [replace(request, seed=11)])[0][0]
     assert (three[2] - last).abs().max() < TOLERANCE
+
+
+def encodes(runner: TorchRunner, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many prompts each call of the text encoder gets from now on."""
+    counts: list[int] = []
+    encode = runner.model.encode
+
+    def counting(prompts: Sequence[Prompt]) -> list[Embedding]:
+        counts.append(len(prompts))
+        return encode(prompts)
+
+    monkeypatch.setattr(runner.model, "encode", counting)
+    return counts
+
+
+def test_waiting_prompts_are_encoded_together_and_once(
+    z_image_runner: TorchRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = encodes(z_image_runner, monkeypatch)
+    requests = [
+        GenerationRequest(prompt=f"w{i}", width=64, height=64, num_inference_steps=2, guidance_scale=scale, seed=1)
+        for i, scale in enumerate((0.0, 2.0, 3.0, 0.0))
+    ]
+    engine = make_engine(z_image_runner)
+    engine.generate([*requests[:3], requests[0], requests[3]])
+    assert counts == [4, 1]  # three prompts and the empty negative one; the fifth request doesn't fit that step
+    engine.generate(requests)
+    assert counts == [4, 1]
+
+
+def test_without_room_nothing_is_kept_of_prompts(z_image_runner: TorchRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = encodes(z_image_runner, monkeypatch)
+    runner = TorchRunner(z_image_runner.model, MemoryConfig(embedding_cache_mb=0.0))
+    request = GenerationRequest(prompt="w1", width=64, height=64, num_inference_steps=1, guidance_scale=0.0)
+    for _ in range(2):
+        Engine(runner, EngineConfig()).generate([request])
+    assert counts == [1, 1]
+
+
+def test_an_image_passes_the_vae_once_for_all_outputs(
+    z_image_runner: TorchRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    encode = z_image_runner.model.encode_image
+
+    def counting(image: InputImage, width: int, height: int) -> Posterior:
+        sizes.append((width, height))
+        return encode(image, width, height)
+
+    monkeypatch.setattr(z_image_runner.model, "encode_image", counting)
+    image = picture(64, 64)
+    request = GenerationRequest(prompt="w1", images=(image,), strength=0.5, num_inference_steps=2, n=3, seed=1)
+    engine = make_engine(z_image_runner)
+    outputs = engine.generate([request, replace(request, width=96, height=64)])
+    assert sizes == [(64, 64), (96, 64)]
+    assert len({output.pixels for output in outputs[0]}) == 3
 
 
 def test_nothing_is_kept_of_jobs_that_ended(z_image_runner: TorchRunner) -> None:

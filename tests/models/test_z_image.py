@@ -3,8 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import ZImagePipeline
+from diffusers import ZImageImg2ImgPipeline, ZImageInpaintPipeline, ZImagePipeline
 from tests.models import tiny
+from tests.models.parity import Case, Parity, disc, fields, generator, picture, pil
 from tests.recording import make_engine, run
 
 from stepbatch import EngineConfig, GenerationRequest
@@ -56,6 +57,61 @@ def pipeline(z_image_path: Path) -> ZImagePipeline:
 @pytest.fixture(scope="module")
 def expected(pipeline: ZImagePipeline) -> list[list[torch.Tensor]]:
     return [theirs(pipeline, request) for request in REQUESTS]
+
+
+def from_images(pipeline: ZImagePipeline) -> list[Case]:
+    """Image-to-image and inpainting, of several sizes, strengths and steps, beside text-to-image."""
+    img2img = ZImageImg2ImgPipeline.from_pipe(pipeline)
+    inpaint = ZImageInpaintPipeline.from_pipe(pipeline)
+    for made in (img2img, inpaint):
+        made.set_progress_bar_config(disable=True)
+    names = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "strength", "width", "height")
+
+    def draw(request: GenerationRequest) -> torch.Tensor:
+        given = fields(request, *names) | {"image": pil(request.images[0]), "generator": generator(request)}
+        if request.mask is None:
+            latents = img2img(**given, output_type="latent").images[0]
+        else:
+            latents = inpaint(**given, mask_image=pil(request.mask), output_type="latent").images[0]
+        c, h, w = latents.shape
+        return latents.view(c, h // 2, 2, w // 2, 2).permute(1, 3, 2, 4, 0).reshape(-1, 4 * c)
+
+    def case(variant: str, **given: object) -> Case:
+        request = GenerationRequest(guidance_scale=given.pop("guidance_scale", 0.0), **given)  # type: ignore[arg-type]
+        return Case(f"Z-Image, {variant}", request, lambda: draw(request))
+
+    def prompt_only(request: GenerationRequest, steps: str) -> Case:
+        return Case(f"Z-Image, {steps}", request, lambda: theirs(pipeline, request)[0])
+
+    seen, wide = picture(64, 64), picture(96, 64, 1)
+    return [
+        case("image-to-image", prompt="w1", images=(seen,), strength=0.6, num_inference_steps=5, seed=3, **SQUARE),
+        case("image-to-image", prompt="w2 w3", images=(wide,), strength=0.25, num_inference_steps=4, seed=4, **WIDE),
+        case("inpainting", prompt="w4", images=(seen,), mask=disc(64, 64), strength=1.0, num_inference_steps=3, seed=5, **SQUARE),
+        case(
+            "inpainting", prompt=LONG, negative_prompt="w1", guidance_scale=2.0, images=(wide,), mask=disc(96, 64),
+            strength=0.7, num_inference_steps=4, seed=6, **WIDE,
+        ),
+        prompt_only(REQUESTS[0], "text-to-image"),
+        prompt_only(REQUESTS[2], "text-to-image, guided"),
+    ]  # fmt: skip
+
+
+SQUARE, WIDE = {"width": 64, "height": 64}, {"width": 96, "height": 64}
+
+
+@pytest.fixture(scope="module")
+def parity(z_image_runner: TorchRunner, pipeline: ZImagePipeline) -> Parity:
+    return Parity(z_image_runner, from_images(pipeline))
+
+
+def test_image_to_image_and_inpainting_alone(parity: Parity) -> None:
+    parity.alone()
+
+
+@pytest.mark.parametrize(("width", "reverse"), [(16, False), (3, True)])
+def test_image_to_image_and_inpainting_in_company(parity: Parity, width: int, reverse: bool) -> None:
+    parity.in_company(width, reverse)
 
 
 def difference(ours: list[list[torch.Tensor]], expected: list[list[torch.Tensor]]) -> float:

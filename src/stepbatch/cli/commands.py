@@ -9,7 +9,7 @@ from typing import Any
 
 import stepbatch
 from stepbatch.cli.parser import Parser, build, suggestion
-from stepbatch.config import BatchingConfig, DefaultsConfig, EngineConfig, ModelConfig, ServerConfig
+from stepbatch.config import BatchingConfig, DefaultsConfig, EngineConfig, MemoryConfig, ModelConfig, ServerConfig
 from stepbatch.errors import OptionError
 
 USAGE = """usage: stepbatch COMMAND ...
@@ -49,7 +49,7 @@ def run(arguments: list[str]) -> int:
 def serve_parser() -> Parser:
     """The flags of ``stepbatch serve``."""
     parser = Parser("serve", "stepbatch serve [FLAG ...]", "Serve a model over HTTP, with OpenAI's image API.")
-    for cls in (ModelConfig, BatchingConfig, DefaultsConfig, ServerConfig):
+    for cls in (ModelConfig, BatchingConfig, MemoryConfig, DefaultsConfig, ServerConfig):
         parser.add_config(cls)
     return parser
 
@@ -90,6 +90,7 @@ def generate_parser() -> Parser:
     parser.add_flag("--output-format", default="png", metavar="{png,jpeg,webp}", help="(default: png)")
     parser.add_config(ModelConfig)
     parser.add_config(BatchingConfig)
+    parser.add_config(MemoryConfig)
     return parser
 
 
@@ -136,5 +137,9 @@ def demo(arguments: Sequence[str]) -> int:
 
 
 def _engine_config(values: dict[str, Any]) -> EngineConfig:
-    batching, defaults = build(BatchingConfig, values), build(DefaultsConfig, values)
-    return EngineConfig(model=build(ModelConfig, values), batching=batching, defaults=defaults)
+    return EngineConfig(
+        model=build(ModelConfig, values),
+        batching=build(BatchingConfig, values),
+        memory=build(MemoryConfig, values),
+        defaults=build(DefaultsConfig, values),
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
@@ -77,10 +77,18 @@ def suggestion(name: str, known: Sequence[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _type(hint: Any) -> tuple[type, str]:
+def _bool(value: str) -> bool:
+    if value.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"must be true or false, not {value}")
+    return value.lower() == "true"
+
+
+def _type(hint: Any) -> tuple[Callable[[str], Any], str]:
     """What converts a flag's value, and what stands for it in the help."""
     if get_origin(hint) is Literal:
         return str, "{" + ",".join(get_args(hint)) + "}"  # the config class checks it, with a suggestion
+    if hint is bool:
+        return _bool, "{true,false}"
     for kind, metavar in ((int, "INT"), (float, "NUMBER"), (str, "TEXT")):
         if hint is kind or kind in get_args(hint):
             return kind, metavar
@@ -89,5 +97,6 @@ def _type(hint: Any) -> tuple[type, str]:
 
 def _help(field: Field[Any]) -> str:
     default = "the bundled model" if field.default == str(MODEL_PATH) else field.default
+    default = str(default).lower() if isinstance(default, bool) else default
     text = str(field.metadata["help"]).replace("%", "%%")
     return text if default in (None, "") else f"{text} (default: {default})"

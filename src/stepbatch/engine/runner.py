@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import resource
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from stepbatch.config import EngineConfig
+from stepbatch.config import EngineConfig, MemoryConfig
+from stepbatch.engine.cache import ByteCache
 from stepbatch.engine.engine import Runner
 from stepbatch.errors import InvalidModelOutput, RequestError
 from stepbatch.models import load_model
-from stepbatch.models.base import Model, PackedSequence
+from stepbatch.models.base import Blend, Embedding, Model, PackedSequence, Prompt, Start
+from stepbatch.models.latents import Posterior
 from stepbatch.models.noise_schedule import euler_step
 from stepbatch.request import GenerationRequest, Job
 from stepbatch.testing import FakeRunner
-
-PROMPT_CACHE = 64  # embeddings; a large model's are megabytes
 
 
 def load_runner(config: EngineConfig) -> Runner:
@@ -32,17 +31,17 @@ def load_runner(config: EngineConfig) -> Runner:
         return FakeRunner(config.model)
     if config.model.num_threads:
         torch.set_num_threads(config.model.num_threads)
-    return TorchRunner(load_model(config))
+    return TorchRunner(load_model(config), config.memory)
 
 
 @dataclass(eq=False)
 class Denoising:
     """What a job is between two steps."""
 
-    prompts: list[Any]  # embeddings: its own, then the negative one where it is guided
+    prompts: list[Embedding]  # its own, then the negative one where it is guided
     lengths: list[int]  # of the sequences with these prompts, tokens
+    start: Start
     latents: torch.Tensor  # fp32 [N, C]
-    sigmas: torch.Tensor  # fp32 [steps + 1]
 
 
 @dataclass(eq=False)
@@ -56,6 +55,14 @@ class Guided:
 
 
 @dataclass(eq=False)
+class Blended:
+    """The rows of a step's latents that are of inpainted pictures."""
+
+    rows: torch.Tensor  # [B]
+    blend: Blend  # of all of them, fp32 [B, C] each
+
+
+@dataclass(eq=False)
 class Batch:
     """Jobs that step together, packed; kept from step to step while its members stay the same."""
 
@@ -66,6 +73,7 @@ class Batch:
     step: torch.Tensor  # [J, 1] how many steps each job has taken
     row_job: torch.Tensor  # [R]
     guided: Guided | None
+    blended: Blended | None
 
 
 class TorchRunner:
@@ -73,12 +81,14 @@ class TorchRunner:
 
     Args:
         model: The loaded model.
+        memory: How much may be kept of what has been encoded.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, memory: MemoryConfig | None = None) -> None:
         self.model = model
         self.info = model.info
-        self._embeddings: OrderedDict[str, Any] = OrderedDict()
+        self.memory = memory or MemoryConfig()
+        self._encoded: ByteCache[Embedding | Posterior] = ByteCache(int(self.memory.embedding_cache_mb * 2**20))
         self._states: dict[tuple[str, int], Denoising] = {}
         self._batch: Batch | None = None
         self._last_step: torch.cuda.Event | None = None
@@ -91,12 +101,18 @@ class TorchRunner:
 
     @torch.inference_mode()
     def encode(self, jobs: Sequence[Job]) -> None:
+        prompts = {job.request_id: self.model.prompts(job.request) for job in jobs}
+        embeddings = self._embeddings([prompt for of_request in prompts.values() for prompt in of_request])
+        images: dict[str, list[Posterior]] = {}
+        states = {}
         for job in jobs:
-            texts = self.model.prompts(job.request)
-            prompts = [self._embedding(text) for text in texts]
-            lengths = [self.model.length(job.request, text) for text in texts]
-            start = self.model.start(job.request, job.seed)
-            self._states[job.id] = Denoising(prompts, lengths, start.latents, start.sigmas)
+            request, own = job.request, prompts[job.request_id]
+            if job.request_id not in images:
+                images[job.request_id] = self._images(request)
+            start = self.model.start(request, job.seed, images[job.request_id])
+            lengths = [self.model.length(request, prompt) for prompt in own]
+            states[job.id] = Denoising([embeddings[prompt.key] for prompt in own], lengths, start, start.latents)
+        self._states.update(states)
 
     @torch.inference_mode()
     def denoise(self, jobs: Sequence[Job]) -> None:
@@ -109,7 +125,10 @@ class TorchRunner:
         velocity = self.model.denoise(batch.layout, batch.latents, sigma[:, 0])
         if batch.guided is not None:
             velocity = self._guide(velocity.float(), batch.guided)
-        euler_step(batch.latents, velocity, sigma[batch.row_job], sigma_next[batch.row_job])
+        after = sigma_next[batch.row_job]
+        euler_step(batch.latents, velocity, sigma[batch.row_job], after)
+        if batch.blended is not None:
+            _blend(batch.latents, batch.blended, after)
         batch.step += 1
         self._stay_close()
 
@@ -140,13 +159,33 @@ class TorchRunner:
         self._last_step = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._last_step.record()
 
-    def _embedding(self, prompt: str) -> Any:
-        if prompt not in self._embeddings:
-            if len(self._embeddings) == PROMPT_CACHE:
-                self._embeddings.popitem(last=False)
-            self._embeddings[prompt] = self.model.encode(prompt)
-        self._embeddings.move_to_end(prompt)
-        return self._embeddings[prompt]
+    def _embeddings(self, prompts: Sequence[Prompt]) -> dict[Any, Embedding]:
+        """Those of these prompts, by key; the new ones are encoded together."""
+        found: dict[Any, Embedding] = {}
+        new: dict[Any, Prompt] = {}
+        for prompt in prompts:
+            known = self._encoded.get(prompt.key)
+            if isinstance(known, Embedding):
+                found[prompt.key] = known
+            else:
+                new[prompt.key] = prompt
+        if new:
+            for key, embedding in zip(new, self.model.encode(list(new.values())), strict=True):
+                found[key] = embedding
+                self._encoded.put(key, embedding)
+        return found
+
+    def _images(self, request: GenerationRequest) -> list[Posterior]:
+        """A request's images through the VAE, at the sizes that the model wants them, one at a time."""
+        seen = []
+        for image, size in zip(request.images, self.model.image_sizes(request), strict=True):
+            key = image.digest, size
+            known = self._encoded.get(key)
+            if not isinstance(known, Posterior):
+                known = self.model.encode_image(image, *size)
+                self._encoded.put(key, known)
+            seen.append(known)
+        return seen
 
     def _pack(self, jobs: Sequence[Job]) -> Batch:
         states = [self._states[job.id] for job in jobs]
@@ -163,10 +202,11 @@ class TorchRunner:
             jobs=tuple(job.id for job in jobs),
             latents=latents,
             layout=self.model.layout(sequences),
-            sigmas=torch.nn.utils.rnn.pad_sequence([state.sigmas for state in states], batch_first=True),
+            sigmas=torch.nn.utils.rnn.pad_sequence([state.start.sigmas for state in states], batch_first=True),
             step=torch.tensor([[job.step] for job in jobs], device=device),
             row_job=torch.arange(len(jobs)).repeat_interleave(torch.tensor(counts)).to(device),
             guided=self._guided(jobs, sequences, slices, device),
+            blended=_blended(states, slices, device),
         )
 
     def _sequences(
@@ -175,10 +215,9 @@ class TorchRunner:
         """Those of all jobs, sorted by length so that equal ones are neighbours."""
         keyed = []
         for i, (job, state) in enumerate(zip(jobs, states, strict=True)):
-            width, height = job.request.width, job.request.height
-            assert width is not None and height is not None
             for branch, (prompt, length) in enumerate(zip(state.prompts, state.lengths, strict=True)):
-                keyed.append((length, PackedSequence(i, branch, slices[i], width, height, prompt)))
+                sequence = PackedSequence(i, branch, slices[i], job.request, prompt, state.start.references)
+                keyed.append((length, sequence))
         return [sequence for _, sequence in sorted(keyed, key=lambda pair: pair[0])]
 
     def _guided(
@@ -212,11 +251,33 @@ class TorchRunner:
         return positive.index_copy_(0, guided.rows, combined)
 
     def _picture(self, job: Job) -> bytes | RequestError:
-        request, latents = job.request, self._states[job.id].latents
-        assert request.width is not None and request.height is not None
-        picture = self.model.decode(latents, request.width, request.height)
+        latents = self._states[job.id].latents
+        picture = self.model.decode(latents, *job.request.size)
         finite = torch.isfinite(latents).all() & torch.isfinite(picture).all()
         pixels = picture.mul(255).round().to(torch.uint8).cpu()
         if not finite:
             return InvalidModelOutput("the model made values that are not finite")
         return pixels.numpy().tobytes()
+
+
+def _blended(states: Sequence[Denoising], slices: Sequence[slice], device: torch.device) -> Blended | None:
+    members = [(state.start.blend, rows) for state, rows in zip(states, slices, strict=True) if state.start.blend]
+    if not members:
+        return None
+    blends = [blend for blend, _ in members]
+    return Blended(
+        rows=torch.cat([torch.arange(rows.start, rows.stop) for _, rows in members]).to(device),
+        blend=Blend(
+            image=torch.cat([blend.image for blend in blends]),
+            noise=torch.cat([blend.noise for blend in blends]),
+            mask=torch.cat([blend.mask for blend in blends]),
+        ),
+    )
+
+
+def _blend(latents: torch.Tensor, blended: Blended, sigma: torch.Tensor) -> None:
+    """Put back, in place, what is outside of the masks, as noisy as the rest is now."""
+    blend, level = blended.blend, sigma.index_select(0, blended.rows)
+    kept = level * blend.noise + (1 - level) * blend.image
+    painted = latents.index_select(0, blended.rows)
+    latents.index_copy_(0, blended.rows, (1 - blend.mask) * kept + blend.mask * painted)

@@ -1,21 +1,70 @@
-"""The contract of a native model: check, encode, start, denoise (with its layout), decode.
+"""The contract of a native model, and what all of them do alike.
 
 A family is one file that subclasses ``Model`` and one line in ``models.NATIVE``. Nothing outside this folder knows it.
+``docs/adding-a-model.md`` walks through one.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from stepbatch.config import EngineConfig
+from stepbatch.errors import InvalidValue
+from stepbatch.image import InputImage
 from stepbatch.model_info import ModelInfo
+from stepbatch.models.latents import LatentSpace, Posterior
 from stepbatch.request import GenerationRequest
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """What the text encoders are given for one sequence."""
+
+    ids: tuple[tuple[int, ...], ...]  # token ids, by encoder
+    length: int  # rows of the embedding: what it adds to its sequence
+    images: tuple[InputImage, ...] = ()  # that an encoder looks at
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for prompts whose embeddings are equal."""
+        return self.ids, self.length, tuple(image.digest for image in self.images)
+
+
+@dataclass(eq=False)
+class Embedding:
+    """A prompt with all done to it that no step changes."""
+
+    rows: torch.Tensor  # [L, D]
+    pooled: torch.Tensor | None = None  # [D], where the family's modulation depends on the prompt
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows.nbytes + (0 if self.pooled is None else self.pooled.nbytes)
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """A picture that rides in the sequence and is not denoised."""
+
+    rows: torch.Tensor  # fp32 [M, C]
+    width: int  # pixels
+    height: int
+
+
+@dataclass(eq=False)
+class Blend:
+    """What an inpainted picture is blended with after each step, outside of its mask; fp32 ``[N, C]`` each."""
+
+    image: torch.Tensor
+    noise: torch.Tensor
+    mask: torch.Tensor  # 1 where the picture is painted anew
 
 
 @dataclass(eq=False)
@@ -24,18 +73,20 @@ class Start:
 
     latents: torch.Tensor  # fp32 [N, C], a row per token of the picture
     sigmas: torch.Tensor  # fp32 [steps + 1]
+    references: tuple[Reference, ...] = ()
+    blend: Blend | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class PackedSequence:
     """One row of a forward pass: a job's picture with one prompt."""
 
-    job: int  # row of sigma, and of the modulation table
+    job: int  # row of sigma
     branch: int  # which of the job's prompts: 0 its own, 1 the negative one
     latents: slice  # rows of the packed latents
-    width: int  # of the picture, pixels
-    height: int
-    prompt: Any  # what ``encode`` returned for this sequence's prompt
+    request: GenerationRequest
+    prompt: Embedding
+    references: tuple[Reference, ...] = field(default=())
 
 
 class Model(ABC):
@@ -43,30 +94,24 @@ class Model(ABC):
 
     info: ModelInfo
     device: torch.device
+    space: LatentSpace
+    transformer: nn.Module
 
     @abstractmethod
     def __init__(self, config: EngineConfig, folder: Path) -> None:
         """Load the checkpoint in ``folder``; raises ``SetupError``."""
 
     @abstractmethod
-    def check(self, request: GenerationRequest) -> None:
-        """Raise ``InvalidValue`` for a resolved request that can't be served, an over-long prompt for one."""
+    def prompt(self, text: str, request: GenerationRequest) -> Prompt:
+        """What the encoders get for one of the request's texts."""
 
     @abstractmethod
-    def prompts(self, request: GenerationRequest) -> list[str]:
-        """The prompts of the request's sequences: its own, then, where it is guided, the negative one."""
+    def encode(self, prompts: Sequence[Prompt]) -> list[Embedding]:
+        """Embed prompts, together; each as if it were alone."""
 
     @abstractmethod
-    def length(self, request: GenerationRequest, prompt: str) -> int:
-        """How many tokens the sequence with this prompt has."""
-
-    @abstractmethod
-    def encode(self, prompt: str) -> Any:
-        """A prompt's embedding, with all that no step changes done to it. It is cached by its text."""
-
-    @abstractmethod
-    def start(self, request: GenerationRequest, seed: int) -> Start:
-        """A job's noise and noise schedule."""
+    def sigmas(self, request: GenerationRequest) -> torch.Tensor:
+        """The noise schedule of a request before ``strength`` shortens it, fp32 ``[steps + 1]``."""
 
     @abstractmethod
     def layout(self, sequences: Sequence[PackedSequence]) -> Any:
@@ -85,15 +130,67 @@ class Model(ABC):
             ``[R', C]``, the rows of each sequence's picture, in the order of the sequences.
         """
 
+    def check(self, request: GenerationRequest) -> None:
+        """Raise ``InvalidValue`` for a resolved request that can't be served, an over-long prompt for one."""
+        limit = request.max_sequence_length
+        assert limit is not None
+        for name, prompt in zip(("prompt", "negative_prompt"), self.prompts(request), strict=False):
+            length = self.prompt_tokens(prompt)
+            if length > limit:
+                raise InvalidValue(f"{name} has {length} tokens and at most {limit} are allowed", name)
+
+    def prompts(self, request: GenerationRequest) -> list[Prompt]:
+        """The prompts of the request's sequences: its own, then, where it is guided, the negative one."""
+        texts = [request.prompt, request.negative_prompt or ""] if request.guided(self.info) else [request.prompt]
+        return [self.prompt(text, request) for text in texts]
+
+    def prompt_tokens(self, prompt: Prompt) -> int:
+        """How many tokens count against ``max_sequence_length``."""
+        return len(prompt.ids[0])
+
+    def length(self, request: GenerationRequest, prompt: Prompt) -> int:
+        """How many tokens the sequence with this prompt has."""
+        sizes = [request.size, *(self.image_sizes(request) if is_edit(request) else [])]
+        grids = [self.space.grid(*size) for size in sizes]
+        return prompt.length + sum(rows * columns for rows, columns in grids)
+
+    def image_sizes(self, request: GenerationRequest) -> list[tuple[int, int]]:
+        """Width and height that each of the request's images is brought to for the VAE."""
+        return [request.size] * len(request.images)
+
+    def encode_image(self, image: InputImage, width: int, height: int) -> Posterior:
+        """An image at this size through the VAE."""
+        return self.space.encode(image, width, height)
+
+    def start(self, request: GenerationRequest, seed: int, images: Sequence[Posterior]) -> Start:
+        """A job's noise and noise schedule; and, of its images, where it starts or what it refers to."""
+        generator = torch.Generator("cpu").manual_seed(seed)
+        sigmas = self.sigmas(request)[request.first_step :].to(self.device)
+        if request.strength is None:
+            noise = self.space.noise(*request.size, generator).to(self.device)
+            sizes = self.image_sizes(request)
+            references = [Reference(self.space.rows(i.mean), *size) for i, size in zip(images, sizes, strict=True)]
+            return Start(noise, sigmas, tuple(references))
+        image = self.space.rows(images[0].sample(generator))
+        noise = self.space.noise(*request.size, generator).to(self.device)
+        latents = sigmas[0] * noise + (1 - sigmas[0]) * image
+        blend = None if request.mask is None else Blend(image, noise, self.space.mask(request.mask, *request.size))
+        return Start(latents, sigmas, blend=blend)
+
     def guide(self, positive: torch.Tensor, negative: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Classifier-free guidance: ``[R, C]``, ``[R, C]`` and each row's ``[R, 1]``, all fp32, to ``[R, C]``."""
         return negative + scale * (positive - negative)
 
-    @abstractmethod
-    def decode(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
-        """One job's ``[N, C]`` latents to a picture in fp32 ``[H, W, 3]``, 0 to 1; not finite where they aren't."""
-
     def scale(self, request: GenerationRequest) -> float:
         """The strength that ``guide`` gets for this request."""
-        assert request.guidance_scale is not None
-        return request.guidance_scale
+        value: float = getattr(request, self.info.guidance.field)
+        return value
+
+    def decode(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
+        """One job's ``[N, C]`` latents to a picture in fp32 ``[H, W, 3]``, 0 to 1; not finite where they aren't."""
+        return self.space.decode(latents, width, height)
+
+
+def is_edit(request: GenerationRequest) -> bool:
+    """Whether the request's images are what its prompt speaks of, and neither start nor background of its output."""
+    return bool(request.images) and request.strength is None

@@ -1,7 +1,6 @@
-"""The one table of defaults: what a request gets where it says nothing, by model.
+"""What a request gets where it says nothing: a family's table, a checkpoint's own file, the command line's flags.
 
-A checkpoint's class doesn't tell a distilled model from its base, so known models are told by name, and renamed copies
-of them by a setting that differs. ``stepbatch.json`` beside ``model_index.json`` overrides any of it.
+``stepbatch.json`` beside ``model_index.json`` overrides any of the family's table, and the flags go before both.
 """
 
 from __future__ import annotations
@@ -16,19 +15,6 @@ from stepbatch.errors import CheckpointError, InvalidValue, OptionError
 from stepbatch.model_info import Defaults
 from stepbatch.sizes import parse_size
 
-TURBO = {"num_inference_steps": 9, "guidance_scale": 0.0}
-
-BY_NAME: dict[str, dict[str, Any]] = {
-    "z-image-turbo": TURBO,
-    "z-image": {"num_inference_steps": 50, "guidance_scale": 5.0},
-}
-BY_PIPELINE: dict[str, dict[str, Any]] = {
-    "ZImagePipeline": {"width": 1024, "height": 1024, "num_inference_steps": 50, "guidance_scale": 5.0},
-}
-BY_NOISE_SCHEDULE: dict[tuple[str, float], dict[str, Any]] = {
-    ("ZImagePipeline", 3.0): TURBO,  # the base model's shift is 6
-}
-
 OVERRIDES_FILE = "stepbatch.json"
 
 
@@ -37,19 +23,22 @@ class Settings(Defaults, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     min_side: int = 1  # pixels
     max_side: int = 2048  # pixels
+    reference_area: int = 1024 * 1024  # what an editing model's references are brought to for the VAE, pixels
+    prompt_image_area: int = 384 * 384  # likewise, for a text encoder that sees them
 
 
-def settings(name: str, folder: Path, pipeline: str, shift: float, longest_side: int, longest_prompt: int) -> Settings:
-    """The defaults and limits of a checkpoint: the table's, as far as its architecture reaches, then its overrides.
+def settings(known: dict[str, Any], folder: Path, longest_side: int, longest_prompt: int) -> Settings:
+    """The defaults and limits of a checkpoint: its family's, as far as its architecture reaches, then its overrides.
 
     Raises:
         CheckpointError: the overrides file is not valid.
     """
-    table = BY_NAME.get(name.lower(), BY_NOISE_SCHEDULE.get((pipeline, shift), {}))
-    known = BY_PIPELINE[pipeline] | table | {"max_sequence_length": min(512, longest_prompt)}
+    known = known | {"max_sequence_length": min(known.get("max_sequence_length", 512), longest_prompt)}
     path = folder / OVERRIDES_FILE
     try:
         overrides = msgspec.json.decode(path.read_bytes(), type=dict[str, Any]) if path.exists() else {}
+        if nulls := [name for name, value in overrides.items() if value is None and known.get(name) is not None]:
+            raise msgspec.ValidationError(f"{nulls[0]} must not be null")
         values = msgspec.convert(known | overrides, Settings)
     except (msgspec.MsgspecError, OSError) as error:
         raise CheckpointError(f"{path} can't be used: {error}") from error
@@ -72,8 +61,10 @@ def make_defaults(values: Settings, flags: DefaultsConfig) -> Defaults:
             raise OptionError(f"--default-size must be WIDTHxHEIGHT, not {flags.default_size}") from error
     if flags.default_num_inference_steps:
         fields["num_inference_steps"] = flags.default_num_inference_steps
-    if flags.default_guidance_scale is not None:
-        fields["guidance_scale"] = flags.default_guidance_scale
+    for name in ("guidance_scale", "true_cfg_scale"):
+        value = getattr(flags, f"default_{name}")
+        if value is not None:
+            fields[name] = value
     if flags.default_negative_prompt is not None:
         fields["negative_prompt"] = flags.default_negative_prompt
     return Defaults(**fields)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from diffusers import DiffusionPipeline
@@ -16,9 +17,14 @@ from transformers.utils import logging as transformers_logging
 
 from stepbatch.config import EngineConfig, ModelConfig
 from stepbatch.errors import CheckpointError, InvalidValue, OptionError
+from stepbatch.image import InputImage
 from stepbatch.model_info import ModelInfo
-from stepbatch.models.defaults import make_defaults, settings
+from stepbatch.models.defaults import Settings, make_defaults
+from stepbatch.models.layers import fuse
+from stepbatch.models.weights import load_weights, read_config
 from stepbatch.request import GenerationRequest
+
+T = TypeVar("T", bound=torch.nn.Module)
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # what is fetched of a repository
@@ -108,13 +114,30 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
-def load_pipeline(
-    cls: type[DiffusionPipeline], folder: Path, config: ModelConfig
-) -> tuple[Any, torch.device, torch.dtype]:
+@dataclass(eq=False)
+class Parts(Generic[T]):
+    """A checkpoint's parts, loaded."""
+
+    folder: Path
+    name: str  # the folder's, or the repository's
+    pipeline_class: str  # in model_index.json
+    pipeline: Any  # diffusers', without a transformer, for its other parts; it is never called
+    transformer: T
+    transformer_config: dict[str, Any]
+    device: torch.device
+    dtype: torch.dtype
+
+
+def load_parts(
+    pipeline: type[DiffusionPipeline], transformer: Callable[[dict[str, Any]], T], folder: Path, config: ModelConfig
+) -> Parts[T]:
     """Load all parts of a checkpoint, every one in the same precision.
 
-    Returns:
-        The pipeline (for its parts; it is never called), the device and the precision.
+    Args:
+        pipeline: Diffusers' class for the checkpoint.
+        transformer: Ours; made from the part's config.
+        folder: The checkpoint.
+        config: Device, precision, and whether layers are fused.
 
     Raises:
         CheckpointError: a part can't be loaded.
@@ -123,15 +146,25 @@ def load_pipeline(
     dtype = choose_dtype(config.dtype, device)
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
+    transformer_config = read_config(folder / "transformer")
+    with torch.device("meta"):
+        ours = transformer(transformer_config)
+    ours = load_weights(ours, folder / "transformer", device, dtype)
+    if config.fuse_projections:
+        fuse(ours)
+    index = read_index(folder)
+    # the first is ours, and the second wants packages that it can do without
+    absent = {name: None for name in ("transformer", "processor") if name in index}
     try:
-        pipeline = cls.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+        rest = pipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True, **absent)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{folder} can't be loaded: {reason}") from error
-    for name, part in pipeline.components.items():
-        if isinstance(part, torch.nn.Module):
-            _check_weights(folder / name, part)
-    return pipeline.to(device), device, dtype
+    for part, module in rest.components.items():
+        if isinstance(module, torch.nn.Module):
+            _check_weights(folder / part, module)
+    name = checkpoint_name(folder)
+    return Parts(folder, name, index["_class_name"], rest.to(device), ours, transformer_config, device, dtype)
 
 
 def _check_weights(folder: Path, part: torch.nn.Module) -> None:
@@ -151,40 +184,45 @@ def _check_weights(folder: Path, part: torch.nn.Module) -> None:
 
 def model_info(
     config: EngineConfig,
-    folder: Path,
-    pipeline: Any,
+    parts: Parts[T],
+    values: Settings,
     *,
     size_multiple: int,
     longest_side: int,
     longest_prompt: int,
-    uses: Sequence[str],
+    **more: Any,
 ) -> ModelInfo:
-    """What a loaded model says of itself; the limits given are the architecture's, the table's may be tighter.
+    """What a loaded model says of itself; the limits given are the architecture's, the settings' may be tighter.
 
     Raises:
         OptionError: a ``--default-...`` flag has a value that the model can't serve.
     """
-    name = checkpoint_name(folder)
-    shift = pipeline.scheduler.config["shift"]
-    values = settings(name, folder, type(pipeline).__name__, shift, longest_side, longest_prompt)
     info = ModelInfo(
-        id=config.model.served_model_name or name,
+        id=config.model.served_model_name or parts.name,
         path=config.model.model_path,
-        pipeline=type(pipeline).__name__,
-        device=str(pipeline.device),
-        dtype=str(pipeline.dtype).removeprefix("torch."),
+        pipeline=parts.pipeline_class,
+        device=str(parts.device),
+        dtype=str(parts.dtype).removeprefix("torch."),
         size_multiple=size_multiple,
         min_side=max(values.min_side, size_multiple),
         max_side=min(values.max_side, longest_side) // size_multiple * size_multiple,
         max_sequence_length=longest_prompt,
         defaults=make_defaults(values, config.defaults),
-        uses=tuple(uses),
+        **more,
     )
+    check_defaults(info)
+    return info
+
+
+def check_defaults(info: ModelInfo) -> None:
+    """Raise ``OptionError`` if a request that says nothing could not be served."""
+    images = () if "text-to-image" in info.tasks else (InputImage(64, 64, bytes(3 * 64 * 64)),)
+    names = ("guidance_scale", "true_cfg_scale", "negative_prompt")
+    values = {name: getattr(info.defaults, name) for name in names}
     try:
-        GenerationRequest(prompt="any").resolve(info)
+        GenerationRequest(prompt="any", images=images, **values).resolve(info)
     except InvalidValue as error:
         raise OptionError(f"the default {error.message}") from error
-    return info
 
 
 def checkpoint_name(folder: Path) -> str:

@@ -7,6 +7,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from stepbatch.errors import CheckpointError
+from stepbatch.request import GenerationRequest
 
 
 def check_flow_match(noise_scheduler: object) -> FlowMatchEulerDiscreteScheduler:
@@ -25,23 +26,24 @@ def check_flow_match(noise_scheduler: object) -> FlowMatchEulerDiscreteScheduler
 
 
 def flow_match_sigmas(
-    noise_scheduler: FlowMatchEulerDiscreteScheduler, steps: int, image_tokens: int, flow_shift: float | None
+    noise_scheduler: FlowMatchEulerDiscreteScheduler, request: GenerationRequest, image_tokens: int
 ) -> torch.Tensor:
     """The sigmas of one job, as its diffusers pipeline makes them.
 
     Args:
         noise_scheduler: Read for its settings only; it is shared by all jobs and has no state of theirs.
-        steps: Denoising steps.
+        request: Its ``num_inference_steps``, and its ``flow_shift`` in place of the schedule's own, if it has one.
         image_tokens: Where the schedule depends on the picture's size, this is its size.
-        flow_shift: In place of the schedule's own shift, if given.
 
     Returns:
         fp32 ``[steps + 1]``, from 1 or near it to 0.
     """
     config = noise_scheduler.config
     own = FlowMatchEulerDiscreteScheduler.from_config(config)
-    if flow_shift is not None:
-        own.set_shift(flow_shift)
+    if request.flow_shift is not None:
+        own.set_shift(request.flow_shift)
+    steps = request.num_inference_steps
+    assert steps is not None
     mu = calculate_shift(
         image_tokens,
         config["base_image_seq_len"],

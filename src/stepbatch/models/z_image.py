@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import ZImagePipeline
@@ -21,31 +21,28 @@ from torch import nn
 from torch.nn import functional as F
 
 from stepbatch.config import EngineConfig
-from stepbatch.errors import CheckpointError, InvalidValue
+from stepbatch.errors import CheckpointError
 from stepbatch.model_info import ModelInfo
-from stepbatch.models.base import Model, PackedSequence, Start
-from stepbatch.models.layers import RMSNorm, TimestepEmbedder
-from stepbatch.models.loading import load_pipeline, model_info
+from stepbatch.models.base import Embedding, Model, PackedSequence, Prompt
+from stepbatch.models.defaults import settings
+from stepbatch.models.latents import PATCH, LatentSpace
+from stepbatch.models.layers import Fusible, RMSNorm, TimestepEmbedder
+from stepbatch.models.loading import load_parts, model_info
 from stepbatch.models.noise_schedule import check_flow_match, flow_match_sigmas
 from stepbatch.models.packed import Segments, attention, chunk_rows, in_chunks, rotate
+from stepbatch.models.text import pad
 from stepbatch.request import GenerationRequest
 
-PATCH = 2  # latent pixels to a side of a token
 MULTIPLE = 32  # prompt and picture are filled up to this many tokens
 TIME_CHANNELS = 256
 ROTARY_CACHE = 64  # entries
+TURBO = {"num_inference_steps": 9, "guidance_scale": 0.0}
+TURBO_SHIFT = 3.0  # of its noise schedule; the base model's is 6
 
 
 def padded(length: int) -> int:
     """``length`` rounded up to what the transformer was trained on."""
     return -(-length // MULTIPLE) * MULTIPLE
-
-
-@dataclass(eq=False)
-class Prompt:
-    """A prompt after the refiner blocks: ``[L, D]``, pads included."""
-
-    rows: torch.Tensor
 
 
 @dataclass(eq=False)
@@ -66,8 +63,10 @@ class Layout:
     out_job: torch.Tensor  # [R']
 
 
-class Attention(nn.Module):
+class Attention(Fusible):
     """The projections around attention; attention itself needs the whole sequence, these are row by row."""
+
+    FUSED: ClassVar = {"to_qkv": ("to_q", "to_k", "to_v")}
 
     def __init__(self, dim: int, heads: int, qk_norm: bool) -> None:
         super().__init__()
@@ -81,31 +80,30 @@ class Attention(nn.Module):
 
     def project(self, x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
         """``[T, D]`` to queries, keys and values, ``[T, 3, heads, head_dim]``."""
-        query = rotate(self.norm_q(self._split(self.to_q(x))), rotary)
-        key = rotate(self.norm_k(self._split(self.to_k(x))), rotary)
-        return torch.stack((query, key, self._split(self.to_v(x))), dim=1)
-
-    def _split(self, x: torch.Tensor) -> torch.Tensor:
-        return x.view(len(x), self.heads, -1)
+        query, key, value = self.joined("to_qkv", x).view(len(x), 3, self.heads, -1).unbind(1)
+        return torch.stack((rotate(self.norm_q(query), rotary), rotate(self.norm_k(key), rotary), value), dim=1)
 
 
-class FeedForward(nn.Module):
+class FeedForward(Fusible):
     """The gated feed-forward, row by row."""
+
+    FUSED: ClassVar = {"w13": ("w1", "w3")}
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        hidden = int(dim / 3 * 8)
+        self.hidden = hidden = int(dim / 3 * 8)
         self.w1 = nn.Linear(dim, hidden, bias=False)
         self.w2 = nn.Linear(hidden, dim, bias=False)
         self.w3 = nn.Linear(dim, hidden, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gated: torch.Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
-        return gated
+        gate, value = self.joined("w13", x).chunk(2, dim=-1)
+        out: torch.Tensor = self.w2(F.silu(gate) * value)
+        return out
 
 
 class Block(nn.Module):
-    """One transformer block over packed sequences; without ``modulation`` it knows no timestep and has no ``table``."""
+    """One transformer block over packed sequences; without ``modulation`` it knows no timestep."""
 
     def __init__(self, dim: int, heads: int, norm_eps: float, qk_norm: bool, modulation: bool) -> None:
         super().__init__()
@@ -118,7 +116,7 @@ class Block(nn.Module):
         if modulation:
             self.adaLN_modulation = nn.Sequential(nn.Linear(min(dim, TIME_CHANNELS), 4 * dim))
 
-    def table(self, time: torch.Tensor) -> torch.Tensor:
+    def _table(self, time: torch.Tensor) -> torch.Tensor:
         """Modulation rows, ``[J, 256]`` to ``[J, 4 D]``: scale and gate of attention, then of feed-forward."""
         scale_attention, gate_attention, scale_ffn, gate_ffn = self.adaLN_modulation(time).chunk(4, dim=-1)
         return torch.cat((1 + scale_attention, gate_attention.tanh(), 1 + scale_ffn, gate_ffn.tanh()), dim=-1)
@@ -128,10 +126,11 @@ class Block(nn.Module):
         x: torch.Tensor,  # [T, D]
         rotary: torch.Tensor,  # complex64 [T, 1, head_dim / 2]
         segments: Segments,
-        table: torch.Tensor,  # [J, 4 D]
-        job: torch.Tensor,  # [T] row of the table
+        time: torch.Tensor | None,  # [J, 256]
+        job: torch.Tensor,  # [T] row of time
     ) -> torch.Tensor:
-        size = chunk_rows(self.feed_forward.w1.out_features, x.device)
+        size = chunk_rows(self.feed_forward.hidden, x.device)
+        table = x.new_ones(1, 4 * x.shape[1]) if time is None else self._table(time)
 
         def before(rows: slice) -> torch.Tensor:
             scale = table[:, : x.shape[1]].index_select(0, job[rows])
@@ -202,12 +201,9 @@ class Transformer(nn.Module):
         pads = self.cap_pad_token.expand(padded(len(rows)) - len(rows), -1)
         rows = torch.cat((rows, pads))
         rotary, segments = self.rotary(prompt_positions(len(rows))).to(rows.device), Segments.of([len(rows)])
-        unmodulated, first = (
-            rows.new_ones(1, 4 * rows.shape[1]),
-            torch.zeros(len(rows), dtype=torch.long).to(rows.device),
-        )
+        first = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
         for block in self.context_refiner:
-            rows = block(rows, rotary, segments, unmodulated, first)
+            rows = block(rows, rotary, segments, None, first)
         return rows
 
     def forward(self, latents: torch.Tensor, sigma: torch.Tensor, layout: Layout) -> torch.Tensor:
@@ -218,94 +214,73 @@ class Transformer(nn.Module):
         x = self.all_x_embedder[f"{PATCH}-1"](latents.to(dtype)).index_select(0, layout.picture_rows)
         if len(layout.pads):
             x.index_copy_(0, layout.pads, self.x_pad_token.expand(len(layout.pads), -1))
-        x = _denoise(self.noise_refiner, x, layout.picture_rotary, layout.picture_segments, time, layout.picture_job)
+        for block in self.noise_refiner:
+            x = block(x, layout.picture_rotary, layout.picture_segments, time, layout.picture_job)
         x = torch.cat((x, layout.prompts)).index_select(0, layout.order)
-        x = _denoise(self.layers, x, layout.rotary, layout.segments, time, layout.job)
+        for block in self.layers:
+            x = block(x, layout.rotary, layout.segments, time, layout.job)
         out = self.all_final_layer[f"{PATCH}-1"](x.index_select(0, layout.out_rows), time, layout.out_job)
         return torch.neg(out)  # it predicts data minus noise
-
-
-def _denoise(
-    blocks: nn.ModuleList,
-    x: torch.Tensor,
-    rotary: torch.Tensor,
-    segments: Segments,
-    time: torch.Tensor,
-    job: torch.Tensor,
-) -> torch.Tensor:
-    for block in blocks:
-        assert isinstance(block, Block)
-        x = block(x, rotary, segments, block.table(time), job)
-    return x
 
 
 class ZImage(Model):
     """A loaded Z-Image checkpoint."""
 
+    DEFAULTS: ClassVar = {
+        "width": 1024,
+        "height": 1024,
+        "strength": 1.0,
+        "num_inference_steps": 50,
+        "guidance_scale": 5.0,
+    }
+    NAMED: ClassVar = {"z-image-turbo": TURBO, "z-image": {}}
+    transformer: Transformer
+
     def __init__(self, config: EngineConfig, folder: Path) -> None:
-        pipeline, self.device, self.dtype = load_pipeline(ZImagePipeline, folder, config.model)
-        self.noise_scheduler = check_flow_match(pipeline.scheduler)
-        self.tokenizer, self.text_encoder = pipeline.tokenizer, pipeline.text_encoder
-        self.vae = pipeline.vae.to(memory_format=torch.channels_last)  # convolutions are faster so
-        theirs = pipeline.transformer
-        with torch.device("meta"):
-            self.transformer = Transformer(dict(theirs.config))
-        self.transformer.load_state_dict(theirs.state_dict(), assign=True)
-        self.transformer.requires_grad_(False)
-        self.channels: int = theirs.config["in_channels"]
-        self.latent_pixel: int = pipeline.vae_scale_factor
+        parts = load_parts(ZImagePipeline, Transformer, folder, config.model)
+        self.device, self.transformer = parts.device, parts.transformer
+        self.noise_scheduler = check_flow_match(parts.pipeline.scheduler)
+        self.tokenizer, self.text_encoder = parts.pipeline.tokenizer, parts.pipeline.text_encoder
+        self.space = LatentSpace(parts.pipeline.vae, parts.pipeline.vae_scale_factor, channels_first=False)
         self._rotary: dict[tuple[int, int, int], torch.Tensor] = {}  # by height, width and prompt length
-        lengths = theirs.config["axes_lens"]
-        token = PATCH * self.latent_pixel
+        lengths = parts.transformer_config["axes_lens"]
+        dynamic = self.noise_scheduler.config["use_dynamic_shifting"]
+        turbo = not dynamic and self.noise_scheduler.config["shift"] == TURBO_SHIFT
+        known = self.DEFAULTS | self.NAMED.get(parts.name.lower(), TURBO if turbo else {})
+        longest_side = self.space.token * min(lengths[1:])
+        longest_prompt = min(self.tokenizer.model_max_length, lengths[0] - MULTIPLE)
         self.info: ModelInfo = model_info(
             config,
-            folder,
-            pipeline,
-            size_multiple=token,
-            longest_side=token * min(lengths[1:]),
-            longest_prompt=min(self.tokenizer.model_max_length, lengths[0] - MULTIPLE),
-            uses=("guidance_scale", "negative_prompt", "max_sequence_length")
-            + (() if self.noise_scheduler.config["use_dynamic_shifting"] else ("flow_shift",)),
+            parts,
+            settings(known, folder, longest_side, longest_prompt),
+            longest_side=longest_side,
+            longest_prompt=longest_prompt,
+            size_multiple=self.space.token,
+            uses=("guidance_scale", "negative_prompt", "max_sequence_length") + (() if dynamic else ("flow_shift",)),
+            tasks=("text-to-image", "image-to-image", "inpainting"),
         )
         self._check_chat_template()
 
-    def check(self, request: GenerationRequest) -> None:
-        limit = request.max_sequence_length
-        assert limit is not None
-        for name, prompt in zip(("prompt", "negative_prompt"), self.prompts(request), strict=False):
-            length = len(self._tokens(prompt))
-            if length > limit:
-                raise InvalidValue(f"{name} has {length} tokens and at most {limit} are allowed", name)
+    def prompt(self, text: str, request: GenerationRequest) -> Prompt:
+        ids = self._tokens(text)
+        return Prompt((tuple(ids),), padded(len(ids)))
 
-    def prompts(self, request: GenerationRequest) -> list[str]:
-        assert request.guidance_scale is not None
-        return [request.prompt, request.negative_prompt or ""] if request.guidance_scale > 0 else [request.prompt]
+    def encode(self, prompts: Sequence[Prompt]) -> list[Embedding]:
+        ids, mask = pad([prompt.ids[0] for prompt in prompts], self.device)
+        hidden = self.text_encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[-2]
+        rows = [row[: len(prompt.ids[0])] for row, prompt in zip(hidden, prompts, strict=True)]
+        return [Embedding(self.transformer.refine_prompt(row)) for row in rows]
 
-    def length(self, request: GenerationRequest, prompt: str) -> int:
-        assert request.width is not None and request.height is not None
-        height, width = self._grid(request.width, request.height)
-        return padded(height * width) + padded(len(self._tokens(prompt)))
+    def length(self, request: GenerationRequest, prompt: Prompt) -> int:
+        rows, columns = self.space.grid(*request.size)
+        return padded(rows * columns) + prompt.length
 
-    def encode(self, prompt: str) -> Prompt:
-        tokens = torch.tensor([self._tokens(prompt)], device=self.device)
-        hidden = self.text_encoder(input_ids=tokens, output_hidden_states=True).hidden_states[-2][0]
-        return Prompt(self.transformer.refine_prompt(hidden.to(self.dtype)))
-
-    def start(self, request: GenerationRequest, seed: int) -> Start:
-        assert request.width is not None and request.height is not None and request.num_inference_steps is not None
-        height, width = self._grid(request.width, request.height)
-        shape = (1, self.channels, PATCH * height, PATCH * width)
-        noise = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
-        tokens = (
-            noise.view(self.channels, height, PATCH, width, PATCH).permute(1, 3, 2, 4, 0).reshape(height * width, -1)
-        )
-        sigmas = flow_match_sigmas(
-            self.noise_scheduler, request.num_inference_steps, height * width, request.flow_shift
-        )
-        return Start(tokens.to(self.device), sigmas.to(self.device))
+    def sigmas(self, request: GenerationRequest) -> torch.Tensor:
+        rows, columns = self.space.grid(*request.size)
+        return flow_match_sigmas(self.noise_scheduler, request, rows * columns)
 
     def layout(self, sequences: Sequence[PackedSequence]) -> Layout:
-        grids = [self._grid(s.width, s.height) for s in sequences]
+        grids = [self.space.grid(*s.request.size) for s in sequences]
         counts = [h * w for h, w in grids]
         lengths = [padded(n) for n in counts]
         prompt_lengths = [len(s.prompt.rows) for s in sequences]
@@ -347,18 +322,6 @@ class ZImage(Model):
 
     def guide(self, positive: torch.Tensor, negative: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         return positive + scale * (positive - negative)  # not the usual form: 0 is no guidance, as in diffusers
-
-    def decode(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
-        rows, columns = self._grid(width, height)
-        z = latents.view(rows, columns, PATCH, PATCH, self.channels).permute(4, 0, 2, 1, 3)
-        z = z.reshape(1, self.channels, PATCH * rows, PATCH * columns).to(self.dtype)
-        z = z / self.vae.config.scaling_factor + self.vae.config.shift_factor
-        picture: torch.Tensor = self.vae.decode(z, return_dict=False)[0][0]
-        return (picture.float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0)
-
-    def _grid(self, width: int, height: int) -> tuple[int, int]:
-        token = PATCH * self.latent_pixel
-        return height // token, width // token
 
     def _tokens(self, prompt: str) -> list[int]:
         text = self.tokenizer.apply_chat_template(
