@@ -14,6 +14,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LIGHT = (
     "stepbatch",
     "stepbatch.cli.commands",
+    "stepbatch.cli.requests",
     "stepbatch.config",
     "stepbatch.demo.run",
     "stepbatch.engine.client",
@@ -21,6 +22,7 @@ LIGHT = (
     "stepbatch.engine.messages",
     "stepbatch.engine.scheduler",
     "stepbatch.errors",
+    "stepbatch.image_files",
     "stepbatch.model_info",
     "stepbatch.request",
     "stepbatch.testing",

@@ -3,8 +3,10 @@
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
+from tests.pictures import file, image
 
 from stepbatch import __version__
 from stepbatch.__main__ import main
@@ -73,9 +75,36 @@ def test_serve_without_flags_has_the_defaults(
         (["generate", "x", "--output-format", "jpg"], "must be one of png, jpeg, webp; did you mean jpeg?"),
         (["generate", " "], "prompt must not be empty"),
         (["demo", "--ouput", "x"], "did you mean --output?"),
+        (["edt"], "there is no command edt; did you mean edit?"),
+        (["edit"], "stepbatch edit needs image files, and then a prompt"),
+        (["edit", "a.png"], "stepbatch edit needs image files, and then a prompt"),
+        (["edit", "b.png", "a prompt"], "error: there is no file b.png\n"),
+        (["edit", "a.png", "b.png", "a prompt"], "error: there is no file b.png\n"),
+        (["edit", ".", "a prompt"], "error: can't read .: Is a directory\n"),
+        (["edit", "text", "a prompt"], "error: text is not a PNG, JPEG or WebP file\n"),
+        (["edit", "cut.png", "a prompt"], "error: cut.png can't be read: it is damaged"),
+        (["edit", "a.png", "a prompt", "--mask", "b.png"], "error: there is no file b.png\n"),
+        (["edit", "a.png", "a prompt", "--mask", "text"], "error: text is not a PNG"),
+        (["edit", "a.png", "a prompt", "--mask", "large.png"], "--mask: mask must be 12x8 like the image, not 16x16"),
+        (["edit", "a.png", "a prompt", "--strength", "2"], "--strength: strength must be a finite number from 0 to 1"),
+        (["edit", "a.png", "a prompt", "--strength", "x"], "--strength: invalid float value: 'x'"),
+        (["edit", *["a.png"] * 17, "a prompt"], "error: there must be at most 16 images\n"),
+        (["edit", "a.png", " "], "prompt must not be empty"),
+        (["edit", "a.png", "a prompt", "--input", "x"], "stepbatch edit has no flag --input"),
     ],
 )
-def test_refused_in_one_line(arguments: Sequence[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refused_in_one_line(
+    arguments: Sequence[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").write_bytes(file(image()))
+    (tmp_path / "cut.png").write_bytes(file(image())[:100])
+    (tmp_path / "large.png").write_bytes(file(image(size=(16, 16))))
+    (tmp_path / "text").write_text("https://example.com/a.png")
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""

@@ -7,11 +7,13 @@ import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
+from tests.pictures import file, image
 
 from stepbatch.cli import commands
 from stepbatch.cli.parser import Parser
-from stepbatch.config import BatchingConfig, DefaultsConfig, EngineConfig, ModelConfig, ServerConfig
+from stepbatch.config import BatchingConfig, DefaultsConfig, EngineConfig, MemoryConfig, ModelConfig, ServerConfig
 from stepbatch.demo import MODEL_PATH
 from stepbatch.demo.burst import serving
 from stepbatch.errors import REQUEST_ERRORS, RequestError
@@ -28,7 +30,7 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("cls", [ModelConfig, BatchingConfig, DefaultsConfig, ServerConfig])
+@pytest.mark.parametrize("cls", [ModelConfig, BatchingConfig, MemoryConfig, DefaultsConfig, ServerConfig])
 def test_every_setting_is_documented(cls: type) -> None:
     for field in dataclasses.fields(cls):
         default = "" if field.default in (None, "") else f"`{field.default}`"
@@ -90,6 +92,7 @@ def check_stepbatch(arguments: list[str]) -> None:
     parsers: dict[str, Callable[[], Parser]] = {
         "serve": commands.serve_parser,
         "generate": commands.generate_parser,
+        "edit": commands.edit_parser,
         "demo": commands.demo_parser,
     }
     assert parsers[arguments[0]]().read(arguments[1:])
@@ -116,6 +119,33 @@ def test_the_client_block_runs(address: str, tmp_path: Path, monkeypatch: pytest
     block = next(block for block in blocks(README, "python") if "OpenAI(" in block)
     exec(block.replace("http://127.0.0.1:30200", address), {})
     assert (tmp_path / "star.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder to be in, with the files that docs/api.md speaks of."""
+    monkeypatch.chdir(tmp_path)
+    for name, mode in (("room.png", "RGB"), ("chair.jpg", "RGB"), ("window.png", "L")):
+        (tmp_path / name).write_bytes(file(image(mode, (64, 48)), "PNG" if name.endswith("png") else "JPEG"))
+    return tmp_path
+
+
+def test_the_client_block_about_edits_runs(address: str, pictures: Path) -> None:
+    block = next(block for block in blocks(API, "python") if "images.edit(" in block)
+    exec(block.replace("http://127.0.0.1:30200", address), {})
+    assert (pictures / "edited.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_curl_command_about_edits_is_served(address: str, pictures: Path) -> None:
+    block = next(block for block in blocks(API, "bash") if "/v1/images/edits" in block)
+    program, url, *arguments = shlex.split(block.replace("\\\n", " "))
+    assert (program, url) == ("curl", f"http://{ServerConfig().host}:{ServerConfig().port}/v1/images/edits")
+    assert set(arguments[::2]) == {"-F"}
+    fields = [argument.split("=", 1) for argument in arguments[1::2]]
+    texts = {name: value for name, value in fields if not value.startswith("@")}
+    files = [(name, (value, (pictures / value[1:]).read_bytes())) for name, value in fields if value.startswith("@")]
+    answer = httpx.post(f"{address}/v1/images/edits", data=texts, files=files)
+    assert answer.status_code == 200, answer.text
 
 
 @pytest.mark.skipif(not MODEL_PATH.exists(), reason="the bundled model is not there")

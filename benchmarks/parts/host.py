@@ -29,7 +29,7 @@ from stepbatch.config import EngineConfig, ModelConfig
 from stepbatch.engine.engine import Engine, Runner
 from stepbatch.engine.messages import FromEngine, Submit, encode
 from stepbatch.engine.runner import TorchRunner
-from stepbatch.models.base import Model, PackedSequence
+from stepbatch.models.base import Embedding, Model, PackedSequence
 from stepbatch.models.noise_schedule import euler_step
 from stepbatch.request import MAX_STEPS, GenerationRequest
 from stepbatch.testing import FakeRunner
@@ -44,15 +44,16 @@ LONG = MAX_STEPS  # so many steps that no job ends while it is measured
 @torch.inference_mode()
 def bare_loop(model: Model, requests: Sequence[GenerationRequest]) -> list[bytes]:
     """The least that does the work: groups of ``WIDTH`` requests, guided and with as many steps, packed once each."""
-    prompts = {prompt: model.encode(prompt) for prompt in {p for r in requests for p in model.prompts(r)}}
+    prompts = {prompt.key: prompt for request in requests for prompt in model.prompts(request)}
+    embeddings = dict(zip(prompts, model.encode(list(prompts.values())), strict=True))
     pictures = []
     for i in range(0, len(requests), WIDTH):
-        pictures += _bare_group(model, requests[i : i + WIDTH], prompts)
+        pictures += _bare_group(model, requests[i : i + WIDTH], embeddings)
     return pictures
 
 
-def _bare_group(model: Model, requests: Sequence[GenerationRequest], prompts: dict[str, Any]) -> list[bytes]:
-    starts = [model.start(request, request.seed or 0) for request in requests]
+def _bare_group(model: Model, requests: Sequence[GenerationRequest], embeddings: dict[Any, Embedding]) -> list[bytes]:
+    starts = [model.start(request, request.seed or 0, []) for request in requests]
     counts = [len(start.latents) for start in starts]
     latents = torch.cat([start.latents for start in starts])
     sigmas = torch.stack([start.sigmas for start in starts])  # [J, steps + 1]
@@ -60,10 +61,8 @@ def _bare_group(model: Model, requests: Sequence[GenerationRequest], prompts: di
     scale = torch.tensor([model.scale(request) for request in requests])[rows, None]
     sequences, at = [], 0
     for i, (request, count) in enumerate(zip(requests, counts, strict=True)):
-        assert request.width is not None and request.height is not None
         for branch, prompt in enumerate(model.prompts(request)):
-            where = slice(at, at + count)
-            sequences.append(PackedSequence(i, branch, where, request.width, request.height, prompts[prompt]))
+            sequences.append(PackedSequence(i, branch, slice(at, at + count), request, embeddings[prompt.key]))
         at += count
     layout = model.layout(sequences)
     twice = [count for count in counts for _ in range(2)]
@@ -72,9 +71,8 @@ def _bare_group(model: Model, requests: Sequence[GenerationRequest], prompts: di
         velocity = model.guide(torch.cat(parts[::2]), torch.cat(parts[1::2]), scale)
         euler_step(latents, velocity, sigmas[rows, step, None], sigmas[rows, step + 1, None])
     return [
-        model.decode(part, request.width, request.height).mul(255).round().to(torch.uint8).numpy().tobytes()
+        model.decode(part, *request.size).mul(255).round().to(torch.uint8).numpy().tobytes()
         for request, part in zip(requests, torch.split(latents, counts), strict=True)
-        if request.width is not None and request.height is not None
     ]
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from stepbatch.engine.local import load_engine
     from stepbatch.engine.messages import Output
     from stepbatch.errors import RequestError, SetupError, StepbatchError
+    from stepbatch.image import InputImage
     from stepbatch.request import GenerationRequest
 
 __version__ = "0.1.0"
@@ -25,6 +26,7 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "GenerationRequest",
+    "InputImage",
     "ModelConfig",
     "Output",
     "RequestError",
@@ -42,6 +44,7 @@ _MODULES = {
     "Engine": "engine.engine",
     "EngineConfig": "config",
     "GenerationRequest": "request",
+    "InputImage": "image",
     "ModelConfig": "config",
     "Output": "engine.messages",
     "RequestError": "errors",

@@ -1,4 +1,4 @@
-"""The command line: ``stepbatch serve``, ``stepbatch generate``, ``stepbatch demo``."""
+"""The command line: ``stepbatch serve``, ``stepbatch generate``, ``stepbatch edit``, ``stepbatch demo``."""
 
 from __future__ import annotations
 

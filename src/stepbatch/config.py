@@ -52,6 +52,12 @@ class ModelConfig:
     backend: Literal["auto", "native", "fake"] = _option(
         "auto", "how the model is run; fake draws no pictures and takes a fixed time a step, for load tests"
     )
+    load_format: Literal["auto", "dummy"] = _option(
+        "auto", "dummy makes random weights from the configs alone, for timing; those of well-known models are packaged"
+    )
+    dummy_size: Literal["full", "small"] = _option(
+        "full", "how large --load-format dummy makes it; small is the same architecture with hardly any width or depth"
+    )
     fake_step_ms: float = _option(5.0, "how long a step of --backend fake takes", low=0)
     num_gpus: int = _option(1, "how many accelerators to use", low=1, high=1)
     device: str = _option("auto", "cpu, cuda, cuda:1, ...; auto takes cuda where there is one")
@@ -59,6 +65,9 @@ class ModelConfig:
         "auto", "precision of every part of the model; auto is float32 on a CPU, bfloat16 elsewhere"
     )
     fuse_projections: bool = _option(True, "multiply by the weights of neighbouring layers at once")
+    image_positions: Literal["diffusers", "trained"] = _option(
+        "diffusers", "where a text encoder that sees images counts them: as diffusers has it, or as it was trained"
+    )
     num_threads: int = _option(0, "threads that the model computes with on a CPU; 0 leaves it to torch", low=0)
 
     def __post_init__(self) -> None:
@@ -90,6 +99,13 @@ class MemoryConfig:
     embedding_cache_mb: float = _option(
         1024.0, "room for embeddings of prompts and latents of input images that may come again, MiB", low=0
     )
+    dit_layerwise_offload: bool = _option(
+        False, "keep the transformer's blocks in the CPU's memory, each on the device for its turn in a step"
+    )
+    text_encoder_cpu_offload: bool = _option(
+        False, "keep the text encoders in the CPU's memory, each layer on the device for its turn"
+    )
+    vae_cpu_offload: bool = _option(False, "keep the VAE in the CPU's memory, each layer on the device for its turn")
 
     def __post_init__(self) -> None:
         _check(self)
@@ -119,7 +135,10 @@ class ServerConfig:
     port: int = _option(30200, "the port to listen on", low=0, high=65535)
     log_level: Literal["debug", "info", "warning", "error"] = _option("info", "how much is logged")
     url_ttl_seconds: float = _option(3600.0, "how long a picture answered as a url can be fetched", low=1)
-    max_body_bytes: int = _option(1 << 20, "the largest body of a request", low=1024)
+    max_body_bytes: int = _option(1 << 20, "the largest body of a request, or all of an edit's texts", low=1024)
+    max_upload_bytes: int = _option(64 << 20, "the largest body of an edit, its images included", low=1024)
+    max_image_bytes: int = _option(32 << 20, "the largest file of an image or mask", low=1024)
+    max_image_pixels: int = _option(32 << 20, "the most pixels of an image or mask", low=1024)
     drain_seconds: float = _option(30.0, "how long requests in flight may take to finish at shutdown", low=0)
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@
         ├── InvalidValue            400 invalid_value
         ├── UnknownParameter        400 unknown_parameter
         ├── InvalidJSON             400 invalid_json
+        ├── InvalidForm             400 invalid_form
         ├── NotFound                404 not_found
         ├── ModelNotFound           404 model_not_found
         ├── MethodNotAllowed        405 method_not_allowed
@@ -77,6 +78,12 @@ class InvalidJSON(RequestError):
     """The body is not a JSON object."""
 
     code = "invalid_json"
+
+
+class InvalidForm(RequestError):
+    """The body is not multipart/form-data."""
+
+    code = "invalid_form"
 
 
 class NotFound(RequestError):
@@ -165,6 +172,7 @@ REQUEST_ERRORS: dict[str, type[RequestError]] = {
         InvalidValue,
         UnknownParameter,
         InvalidJSON,
+        InvalidForm,
         NotFound,
         ModelNotFound,
         MethodNotAllowed,

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 
 from stepbatch.config import ModelConfig
 from stepbatch.errors import InvalidModelOutput, InvalidValue, RequestError
+from stepbatch.image import InputImage
 from stepbatch.model_info import Defaults, ModelInfo
 from stepbatch.request import GenerationRequest, Job
 
 
 class FakeRunner:
-    """A runner whose steps take a fixed time and whose pictures are one colour, made from prompt and seed.
+    """A runner whose steps take a fixed time and whose pictures are one colour, made from prompt, seed and images.
 
     Words in a prompt make it misbehave: ``[raise-check]``, ``[raise-encode]``, ``[raise-denoise]``, ``[raise-decode]``
     raise there, ``[nan]`` makes invalid output, ``[die]`` ends the process in a step, ``[hang]`` never comes back from
@@ -37,12 +38,15 @@ class FakeRunner:
             max_sequence_length=512,
             defaults=Defaults(width=64, height=64, num_inference_steps=4, guidance_scale=1.0),
             uses=("guidance_scale", "negative_prompt", "max_sequence_length"),
+            tasks=("text-to-image", "image-to-image", "inpainting", "editing"),
+            max_images=4,
         )
 
     @staticmethod
-    def pixels(prompt: str, seed: int, width: int, height: int) -> bytes:
-        """The picture of a prompt and seed, as RGB bytes."""
-        return hashlib.sha256(f"{prompt} {seed}".encode()).digest()[:3] * (width * height)
+    def pixels(prompt: str, seed: int, width: int, height: int, images: Sequence[InputImage] = ()) -> bytes:
+        """The picture of a prompt, a seed and images, a mask being the last of them, as RGB bytes."""
+        source = f"{prompt} {seed}".encode() + b"".join(image.digest for image in images)
+        return hashlib.sha256(source).digest()[:3] * (width * height)
 
     def check(self, request: GenerationRequest) -> None:
         if "[long]" in request.prompt:
@@ -52,7 +56,10 @@ class FakeRunner:
 
     def tokens(self, request: GenerationRequest) -> int:
         assert request.width is not None and request.height is not None
-        return request.width * request.height // 256 * (2 if request.guidance_scale else 1)
+        pixels = request.width * request.height
+        if request.mask is None and request.strength is None:  # what is edited stands beside what is drawn
+            pixels += sum(image.width * image.height for image in request.images)
+        return pixels // 256 * (2 if request.guidance_scale else 1)
 
     def encode(self, jobs: Sequence[Job]) -> None:
         self._raise("[raise-encode]", jobs)
@@ -81,7 +88,8 @@ class FakeRunner:
         if "[nan]" in request.prompt:
             return InvalidModelOutput("the model made values that are not finite")
         assert request.width is not None and request.height is not None
-        return self.pixels(request.prompt, job.seed, request.width, request.height)
+        images = (*request.images, request.mask) if request.mask else request.images
+        return self.pixels(request.prompt, job.seed, request.width, request.height, images)
 
     @staticmethod
     def _raise(word: str, jobs: Sequence[Job]) -> None:

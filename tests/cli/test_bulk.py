@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 from PIL import Image
 from rich.console import Console
+from tests.pictures import file, image
 
+from stepbatch.__main__ import main
 from stepbatch.cli.bulk import Bulk, Results, bars, generate_all
 from stepbatch.cli.requests import Source
 from stepbatch.config import BatchingConfig, EngineConfig, ModelConfig
 from stepbatch.errors import SetupError
+from stepbatch.image import InputImage
 from stepbatch.testing import FakeRunner
 
 CONFIG = EngineConfig(model=ModelConfig(fake_step_ms=0.0), batching=BatchingConfig(dynamic_batch_max_size=4))
@@ -54,8 +57,8 @@ def test_a_request_a_line(run: Run, tmp_path: Path) -> None:
     }
     assert lines["x.y-0.png"]["size"] == "32x48"
     assert set(lines["x.y-0.png"]["times"]) == {"queue", "encode", "denoise", "decode"}
-    for file, line in lines.items():
-        picture = Image.open(tmp_path / "out" / file)
+    for name, line in lines.items():
+        picture = Image.open(tmp_path / "out" / name)
         assert picture.tobytes() == FakeRunner.pixels(line["prompt"], line["seed"], *picture.size)
 
 
@@ -128,9 +131,61 @@ def test_prompts_never_overwrite_each_other(run: Run, tmp_path: Path) -> None:
     assert run([], ["a star"], seed=1).skipped == 1
 
 
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands run the fake model; the real module loads torch."""
     runner = SimpleNamespace(load_runner=lambda config: FakeRunner(config.model))
-    monkeypatch.setitem(sys.modules, "stepbatch.engine.runner", runner)  # the real module loads torch
+    monkeypatch.setitem(sys.modules, "stepbatch.engine.runner", runner)
+
+
+@pytest.mark.usefixtures("fake")
+def test_images_are_edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    room, chair, hole = image(size=(48, 32)), image(size=(16, 16), seed=1), Image.new("L", (48, 32), 255)
+    for name, picture in (("room.png", room), ("chair.webp", chair), ("hole.png", hole)):
+        (tmp_path / name).write_bytes(file(picture, Path(name).suffix[1:], lossless=True))
+
+    def made(*arguments: str) -> set[Path]:
+        before = set(Path("output").glob("*.png"))
+        assert main(["edit", *arguments, "A cat!", "--seed", "5", "--fake-step-ms", "0"]) == 0
+        return set(Path("output").glob("*.png")) - before
+
+    for arguments, pictures in (
+        (["room.png"], [room]),
+        (["room.png", "chair.webp"], [room, chair]),
+        (["chair.webp", "room.png"], [chair, room]),
+        (["room.png", "--mask", "hole.png", "--strength", "0.5"], [room, hole]),
+    ):
+        (path,) = made(*arguments)
+        got = Image.open(path)
+        inputs = [InputImage(*picture.size, picture.tobytes()) for picture in pictures]
+        assert got.size == pictures[0].size
+        assert got.tobytes() == FakeRunner.pixels("A cat!", 5, *got.size, inputs)
+        assert path.name.startswith("a-cat-")
+        assert made(*arguments) == set()  # it is there already
+    assert made("room.png", "--strength", "0.5")
+    (tmp_path / "room.png").write_bytes(file(room.rotate(180)))
+    assert made("room.png")  # the same file's name, another picture
+
+
+@pytest.mark.usefixtures("fake")
+def test_what_the_model_can_not_do_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.png").write_bytes(file(image()))
+    arguments = [*[str(tmp_path / "a.png")] * 5, "a cat", "-o", str(tmp_path / "out")]
+    assert main(["edit", *arguments]) == 1
+    assert "at most 4 images" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_bars_count_the_steps_that_are_taken(run: Run, tmp_path: Path) -> None:
+    picture = InputImage(16, 16, bytes(3 * 256))
+    common = {"images": (picture,), "strength": 0.5, "num_inference_steps": 8, "seed": 1}
+    for _ in range(2):  # the second time they are skipped
+        bars = run([], ["a"], **common).progress.tasks
+        assert [(bar.total, bar.completed) for bar in bars] == [(1, 1), (4, 4)]
+
+
+@pytest.mark.usefixtures("fake")
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate_all(Source(["a", "b"], None, {"n": 2}), tmp_path / "o", "webp", CONFIG) == 0
     assert len(list((tmp_path / "o").glob("*.webp"))) == 4
     assert "4 made, 0 there already, 0 failed" in " ".join(capsys.readouterr().err.split())

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from stepbatch.config import DefaultsConfig, EngineConfig, ModelConfig
 from stepbatch.errors import CheckpointError, OptionError, SetupError
 from stepbatch.models import load_model
-from stepbatch.models.loading import checkpoint_name, choose_dtype
+from stepbatch.models.checkpoint import checkpoint_name
+from stepbatch.models.loading import choose_dtype
 
 
 def load(path: Path, **settings: object) -> None:

@@ -58,7 +58,7 @@ def test_chunks_cover_each_row_once(rows: int, size: int) -> None:
 
 
 def test_only_a_cpu_works_in_chunks() -> None:
-    assert chunk_rows(10_240, torch.device("cpu")) < 1024
+    assert chunk_rows(10_240, torch.device("cpu")) <= 1024 * torch.get_num_threads()
     assert chunk_rows(10_240, torch.device("cuda")) > 10**9
 
 

@@ -87,7 +87,10 @@ def from_images(pipeline: ZImagePipeline) -> list[Case]:
     return [
         case("image-to-image", prompt="w1", images=(seen,), strength=0.6, num_inference_steps=5, seed=3, **SQUARE),
         case("image-to-image", prompt="w2 w3", images=(wide,), strength=0.25, num_inference_steps=4, seed=4, **WIDE),
-        case("inpainting", prompt="w4", images=(seen,), mask=disc(64, 64), strength=1.0, num_inference_steps=3, seed=5, **SQUARE),
+        case(
+            "inpainting", prompt="w4", images=(seen,), mask=disc(64, 64),
+            strength=1.0, num_inference_steps=3, seed=5, **SQUARE,
+        ),
         case(
             "inpainting", prompt=LONG, negative_prompt="w1", guidance_scale=2.0, images=(wide,), mask=disc(96, 64),
             strength=0.7, num_inference_steps=4, seed=6, **WIDE,
@@ -112,6 +115,10 @@ def test_image_to_image_and_inpainting_alone(parity: Parity) -> None:
 @pytest.mark.parametrize(("width", "reverse"), [(16, False), (3, True)])
 def test_image_to_image_and_inpainting_in_company(parity: Parity, width: int, reverse: bool) -> None:
     parity.in_company(width, reverse)
+
+
+def test_company_in_bfloat16(parity: Parity, z_image_path: Path) -> None:
+    parity.in_bfloat16(z_image_path)
 
 
 def difference(ours: list[list[torch.Tensor]], expected: list[list[torch.Tensor]]) -> float:

@@ -14,12 +14,19 @@ from stepbatch.config import BatchingConfig, EngineConfig, ServerConfig
 from stepbatch.engine.client import AsyncEngine
 from stepbatch.server.run import bind, make_server
 
-from .support import MAX_BODY_BYTES, MODEL, RunningServer
+from .support import MAX_BODY_BYTES, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, MAX_UPLOAD_BYTES, MODEL, RunningServer
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[RunningServer]:
-    config = ServerConfig(port=0, max_body_bytes=MAX_BODY_BYTES, log_level="warning")
+    config = ServerConfig(
+        port=0,
+        log_level="warning",
+        max_body_bytes=MAX_BODY_BYTES,
+        max_image_bytes=MAX_IMAGE_BYTES,
+        max_upload_bytes=MAX_UPLOAD_BYTES,
+        max_image_pixels=MAX_IMAGE_PIXELS,
+    )
     sock = bind("127.0.0.1", 0)
     started = threading.Event()
     running: list[Any] = []
@@ -56,5 +63,16 @@ def generate(http: httpx.Client) -> Callable[..., httpx.Response]:
 
     def post(**fields: Any) -> httpx.Response:
         return http.post("/v1/images/generations", json={"prompt": "a cat", "num_inference_steps": 1, **fields})
+
+    return post
+
+
+@pytest.fixture(scope="session")
+def edit(http: httpx.Client) -> Callable[..., httpx.Response]:
+    """Post a form of files, each a name and its bytes, and texts, with a prompt and few steps unless given others."""
+
+    def post(*files: tuple[str, bytes], **texts: str) -> httpx.Response:
+        fields = {"prompt": "a cat", "num_inference_steps": "1", **texts}
+        return http.post("/v1/images/edits", files=[(name, ("x", data)) for name, data in files], data=fields)
 
     return post

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -12,15 +13,18 @@ from fastapi import FastAPI
 
 from stepbatch.config import ModelConfig, ServerConfig
 from stepbatch.engine.client import AsyncEngine
-from stepbatch.engine.messages import FromEngine, Stats
+from stepbatch.engine.messages import FromEngine, Output, Stats
 from stepbatch.errors import EngineUnavailable
 from stepbatch.model_info import ModelInfo
-from stepbatch.request import GenerationRequest
+from stepbatch.request import GenerationRequest, Times
 from stepbatch.server.app import create_app
 from stepbatch.testing import FakeRunner
 
 MODEL = ModelConfig(backend="fake", fake_step_ms=2, model_path="/models/org/tiny", served_model_name="org/tiny-fake")
 MAX_BODY_BYTES = 64 << 10
+MAX_IMAGE_BYTES = 128 << 10
+MAX_UPLOAD_BYTES = 256 << 10
+MAX_IMAGE_PIXELS = 512 * 512
 
 
 @dataclass
@@ -44,6 +48,21 @@ class StubEngine:
 
     def submit(self, request: GenerationRequest, request_id: str | None = None) -> Any:
         raise self.error
+
+
+@dataclass
+class DrawingEngine(StubEngine):
+    """One that answers at once, and keeps what it was asked for as it came."""
+
+    requests: list[GenerationRequest] = field(default_factory=list)
+
+    def submit(self, request: GenerationRequest, request_id: str | None = None) -> Any:
+        self.requests.append(request)
+        self.request = request.resolve(self.info)
+        return self
+
+    async def outputs(self) -> list[Output]:
+        return [Output("r", 0, 1, 2, 1, b"rgbrgb", Times())]
 
 
 def make_app(engine: StubEngine, **settings: Any) -> FastAPI:
@@ -75,3 +94,11 @@ def assert_error(response: httpx.Response, status: int, code: str, param: str | 
     assert isinstance(error["message"], str)
     assert error["message"]
     return str(error["message"])
+
+
+def within(seconds: float, condition: Callable[[], bool]) -> bool:
+    """Whether a condition comes true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return condition()

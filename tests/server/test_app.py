@@ -1,15 +1,14 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
-from stepbatch.engine.messages import Output
-from stepbatch.request import GenerationRequest, Times
+from stepbatch.model_info import Guidance
 
-from .support import MODEL, StubEngine, assert_error, call, make_app
+from .support import MODEL, DrawingEngine, StubEngine, assert_error, call, make_app
 
 
 def test_the_model_is_listed(http: httpx.Client) -> None:
@@ -19,9 +18,20 @@ def test_the_model_is_listed(http: httpx.Client) -> None:
     assert (model["id"], model["object"], model["owned_by"]) == (MODEL.served_model_name, "model", "stepbatch")
     assert (model["device"], model["dtype"], model["pipeline"]) == ("cpu", "float32", "FakePipeline")
     assert model["defaults"]["num_inference_steps"] == 4
+    assert model["tasks"] == ["text-to-image", "image-to-image", "inpainting", "editing"]
+    assert (model["limits"]["max_images"], model["guidance"]) == (4, "guidance_scale")
     assert model["limits"]["size_multiple"] == 16
     assert http.get("/v1/models/org/tiny-fake").json() == model
     assert http.get("/v1/models/tiny").json() == model
+
+
+def test_a_model_says_how_it_is_guided_and_that_it_takes_no_images() -> None:
+    engine = StubEngine()
+    guidance = Guidance(field="true_cfg_scale")
+    for uses, field in (("true_cfg_scale",), "true_cfg_scale"), ((), None):
+        engine.info = msgspec.structs.replace(engine.info, tasks=("text-to-image",), uses=uses, guidance=guidance)
+        (model,) = call(make_app(engine), "GET", "/v1/models").json()["data"]
+        assert (model["limits"]["max_images"], model["guidance"]) == (0, field)
 
 
 def test_another_model_is_not_there(http: httpx.Client) -> None:
@@ -59,17 +69,6 @@ def test_a_url_expires() -> None:
     assert call(app, "GET", url).headers["cache-control"].startswith("private, max-age=")
     time.sleep(1.0)
     assert_error(call(app, "GET", url), 404, "not_found")
-
-
-class DrawingEngine(StubEngine):
-    """One that answers at once."""
-
-    def submit(self, request: GenerationRequest, request_id: str | None = None) -> Any:
-        self.request = request
-        return self
-
-    async def outputs(self) -> list[Output]:
-        return [Output("r", 0, 1, 2, 1, b"rgbrgb", Times())]
 
 
 def test_pages_that_load_remote_scripts_are_off(http: httpx.Client) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from stepbatch.errors import EngineDied, GenerationFailed
 from stepbatch.testing import FakeRunner
 
-from .support import MAX_BODY_BYTES, MODEL, RunningServer, StubEngine, assert_error, call, make_app
+from .support import MAX_BODY_BYTES, MODEL, RunningServer, StubEngine, assert_error, call, make_app, within
 
 Generate = Callable[..., httpx.Response]
 
@@ -198,15 +198,8 @@ def test_hanging_up_frees_the_place(server: RunningServer, whole_body: bool) -> 
     with socket.create_connection((host, int(port))) as sock:
         sock.sendall(head + (body if whole_body else body[:10]))
         if whole_body:
-            assert _within(2.0, lambda: server.engine.stats.running == 3)
-    assert _within(1.0, lambda: server.engine.stats.running == server.engine.stats.waiting == 0)
-
-
-def _within(seconds: float, condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return condition()
+            assert within(2.0, lambda: server.engine.stats.running == 3)
+    assert within(1.0, lambda: server.engine.stats.running == server.engine.stats.waiting == 0)
 
 
 def test_without_an_engine_a_request_is_told_to_come_back() -> None:

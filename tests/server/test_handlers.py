@@ -21,6 +21,7 @@ def test_an_unknown_route_is_not_found(http: httpx.Client, path: str) -> None:
     [
         ("GET", "/v1/images/generations", "POST"),
         ("PUT", "/v1/images/generations", "POST"),
+        ("GET", "/v1/images/edits", "POST"),
         ("POST", "/v1/models", "GET, HEAD"),
         ("DELETE", "/v1/models/x", "GET, HEAD"),
         ("OPTIONS", "/health", "GET, HEAD"),

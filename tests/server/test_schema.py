@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -9,7 +10,9 @@ from hypothesis import strategies as st
 
 from stepbatch.config import ModelConfig
 from stepbatch.errors import InvalidJSON, InvalidValue, RequestError, UnknownParameter
-from stepbatch.server.schema import FIELDS, IGNORED_OPENAI, IGNORED_OTHERS, ImageRequest, parse, parse_json
+from stepbatch.image import InputImage
+from stepbatch.server.fields import FIELDS, IGNORED_OPENAI, IGNORED_OTHERS
+from stepbatch.server.schema import ImageRequest, from_texts, parse, parse_json
 from stepbatch.testing import FakeRunner
 
 INFO = FakeRunner(ModelConfig(model_path="/models/tiny", served_model_name="fake")).info
@@ -102,6 +105,35 @@ def test_a_huge_integer_is_read_and_then_refused_by_its_field() -> None:
     with pytest.raises(InvalidValue) as caught:
         parse(body, INFO)
     assert caught.value.param == "seed"
+
+
+def test_a_form_s_texts_become_values_by_their_fields_types() -> None:
+    texts = {"n": "+3", "seed": "0012", "guidance_scale": "1e1", "stream": "TRUE", "user": "7", "size": "9"}
+    values = from_texts({**texts, "prompt": "", "negative_prompt": ""})
+    assert values == {
+        "n": 3, "seed": 12, "guidance_scale": 10.0, "stream": True, "user": "7", "size": "9", "negative_prompt": ""
+    }  # fmt: skip
+    assert [type(values[name]) for name in ("n", "guidance_scale", "stream")] == [int, float, bool]
+
+
+@given(name=st.sampled_from(["n", "seed", "guidance_scale", "strength", "stream"]), text=st.text())
+def test_any_text_is_a_value_of_its_type_or_refused_by_name(name: str, text: str) -> None:
+    try:
+        values = from_texts({name: text})
+    except InvalidValue as refusal:
+        assert refusal.param == name  # noqa: PT017
+    else:
+        assert not text or isinstance(values[name], (int, float))
+
+
+@pytest.mark.parametrize("images", [(), (InputImage(1, 1, b"rgb"),)])
+def test_images_go_by_the_name_of_their_field(images: tuple[InputImage, ...]) -> None:
+    wanted = parse_fields()
+    wanted = dataclasses.replace(wanted, generation=dataclasses.replace(wanted.generation, images=images))
+    blamed = wanted.blame(InvalidValue("no", "images"))
+    assert blamed.param == "image"
+    assert ("/v1/images/edits" in blamed.message) == (not images)
+    assert wanted.blame(InvalidValue("no", "width")).param == ("size" if images else "width")
 
 
 @settings(max_examples=150, deadline=None)

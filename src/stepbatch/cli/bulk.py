@@ -22,6 +22,7 @@ from stepbatch.engine.engine import Engine, Runner
 from stepbatch.engine.messages import Failure, FromEngine, Output, Submit
 from stepbatch.engine.messages import Progress as Steps
 from stepbatch.errors import RequestError, SetupError
+from stepbatch.request import GenerationRequest
 from stepbatch.server.images import encode_image
 
 AHEAD = 2  # widest steps' worth of pictures that are in the engine or being written
@@ -148,7 +149,7 @@ class Bulk:
             if isinstance(item.request, RequestError):
                 continue
             pictures += item.request.n
-            steps += item.request.n * (item.request.num_inference_steps or self.info.defaults.num_inference_steps)
+            steps += item.request.n * self._steps(item.request)
         self._bars = {"pictures": self.progress.add_task("pictures", total=pictures)}
         self._bars["steps"] = self.progress.add_task("steps", total=steps)
         with self._writer:
@@ -174,15 +175,21 @@ class Bulk:
             self._on_failure(item.name, 0, request)
             return
         digest = item.digest(self.info.id, self.results.output_format)
-        steps = request.num_inference_steps or self.info.defaults.num_inference_steps
         if self.results.has(item, request.n, digest):
             self.skipped += request.n
             self._advance("pictures", request.n)
-            self._advance("steps", request.n * steps)
+            self._advance("steps", request.n * self._steps(request))
             return
         indices = list(range(request.n))
         self._open.update({(item.name, index): (digest, request.prompt) for index in indices})
         self.engine.submit(Submit(item.name, request, indices, time.monotonic()))
+
+    def _steps(self, request: GenerationRequest) -> int:
+        """How many steps each picture of a request takes."""
+        with suppress(RequestError):  # it will fail when its turn comes
+            if request.images:  # then they may be fewer than asked for
+                return request.resolve(self.info).steps
+        return request.num_inference_steps or self.info.defaults.num_inference_steps
 
     def _on_message(self, message: FromEngine) -> None:
         if isinstance(message, Output):

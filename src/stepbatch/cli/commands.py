@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ Serve diffusion models with requests that share every denoising step.
 commands:
   serve       serve a model over HTTP, with OpenAI's image API
   generate    make pictures from prompts or a file of requests, without a server
+  edit        make pictures from images and a prompt, without a server
   demo        serve the bundled model, send it a burst of requests, and lay out what came
 
 options:
@@ -32,7 +33,12 @@ def run(arguments: list[str]) -> int:
     Raises:
         SetupError: it can't be done as asked.
     """
-    commands: dict[str, Callable[[Sequence[str]], int]] = {"serve": serve, "generate": generate, "demo": demo}
+    commands: dict[str, Callable[[Sequence[str]], int]] = {
+        "serve": serve,
+        "generate": generate,
+        "edit": edit,
+        "demo": demo,
+    }
     first = arguments[0] if arguments else "--help"
     if first in ("--help", "-h"):
         print(USAGE, file=sys.stdout if arguments else sys.stderr)
@@ -77,37 +83,73 @@ def generate_parser() -> Parser:
     )
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="what to draw")
     parser.add_flag("--input", type=Path, metavar="FILE", help="JSON Lines, a request a line; what is done is skipped")
+    _add_request_flags(parser, ", where a request doesn't say")
+    return parser
+
+
+def edit_parser() -> Parser:
+    """The flags of ``stepbatch edit``."""
+    parser = Parser(
+        "edit",
+        "stepbatch edit IMAGE [IMAGE ...] PROMPT [FLAG ...]",
+        "Make pictures from images and a prompt, without a server.",
+    )
+    parser.add_argument("inputs", nargs="*", metavar="IMAGE ... PROMPT", help="PNG, JPEG or WebP files; what to make")
+    parser.add_flag("--mask", type=Path, metavar="FILE", help="what to paint anew: transparent, or white, in this file")
+    parser.add_flag("--strength", type=float, metavar="FLOAT", help="how far to go from the image, from 0 to 1")
+    _add_request_flags(parser)
+    return parser
+
+
+def _add_request_flags(parser: Parser, where: str = "") -> None:
     parser.add_flag("-o", "--output", type=Path, default=Path("output"), metavar="DIR", help="(default: output)")
     for name, kind, text in (
         ("--size", str, "WIDTHxHEIGHT, pixels"),
         ("--num-inference-steps", int, "denoising steps"),
         ("--guidance-scale", float, "strength of guidance"),
+        ("--true-cfg-scale", float, "strength of classifier-free guidance, where --guidance-scale is something else"),
         ("--negative-prompt", str, "what not to draw"),
         ("--seed", int, "of each request's first picture; random without it"),
         ("--n", int, "pictures of each request"),
     ):
-        parser.add_flag(name, type=kind, metavar=kind.__name__.upper(), help=f"{text}, where a request doesn't say")
+        parser.add_flag(name, type=kind, metavar=kind.__name__.upper(), help=f"{text}{where}")
     parser.add_flag("--output-format", default="png", metavar="{png,jpeg,webp}", help="(default: png)")
     parser.add_config(ModelConfig)
     parser.add_config(BatchingConfig)
     parser.add_config(MemoryConfig)
-    return parser
 
 
 def generate(arguments: Sequence[str]) -> int:
     """``stepbatch generate``: 1 if a request failed, the rest are done."""
+    values = generate_parser().read(arguments)
+    if not values["prompts"] and values["input"] is None:
+        raise OptionError("stepbatch generate needs prompts, or a file of requests with --input")
+    return _generate(values, values["prompts"], values["input"], {})
+
+
+def edit(arguments: Sequence[str]) -> int:
+    """``stepbatch edit``: 1 if a picture failed."""
+    values = edit_parser().read(arguments)
+    if len(values["inputs"]) < 2:
+        raise OptionError("stepbatch edit needs image files, and then a prompt")
+    *images, prompt = values["inputs"]
+    from stepbatch.cli.requests import read_images
+
+    given = read_images([Path(image) for image in images], values["mask"])
+    return _generate(values, [prompt], None, given | {"strength": values["strength"]})
+
+
+def _generate(values: dict[str, Any], prompts: Sequence[str], file: Path | None, given: Mapping[str, Any]) -> int:
+    """Make the pictures of ``prompts`` and ``file``, all of which have what is ``given`` and what the flags say."""
     from stepbatch.cli.requests import OUTPUT_FORMATS, Source
 
-    values = generate_parser().read(arguments)
     config = _engine_config(values)
     if values["output_format"] not in OUTPUT_FORMATS:
         hint = suggestion(values["output_format"], OUTPUT_FORMATS)
         raise OptionError(f"--output-format must be one of {', '.join(OUTPUT_FORMATS)}{hint}")
-    if not values["prompts"] and values["input"] is None:
-        raise OptionError("stepbatch generate needs prompts, or a file of requests with --input")
-    names = ("size", "num_inference_steps", "guidance_scale", "negative_prompt", "seed", "n")
-    common = {name: values[name] for name in names if values[name] is not None}
-    source = Source(values["prompts"], values["input"], common)
+    names = ("size", "num_inference_steps", "guidance_scale", "true_cfg_scale", "negative_prompt", "seed", "n")
+    common = {**given, **{name: values[name] for name in names}}
+    source = Source(prompts, file, {name: value for name, value in common.items() if value is not None})
     from stepbatch.cli.bulk import generate_all
 
     return generate_all(source, values["output"], values["output_format"], config)

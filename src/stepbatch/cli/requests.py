@@ -1,4 +1,4 @@
-"""Where ``stepbatch generate`` gets its requests from: prompts on the command line, lines of a file."""
+"""Where ``generate`` and ``edit`` get their requests from: prompts and images on the command line, lines of a file."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from stepbatch.errors import InvalidJSON, InvalidValue, OptionError, RequestError, UnknownParameter
+from stepbatch.image_files import Picture, read_picture
 from stepbatch.request import FIELDS, IMAGE_FIELDS, GenerationRequest
 from stepbatch.sizes import parse_size
 
 OUTPUT_FORMATS = ("png", "jpeg", "webp")
+MAX_PIXELS = 1 << 28  # of an image; these are the user's own files, so it is more than the server takes
 LINE_FIELDS = (*(name for name in FIELDS if name not in IMAGE_FIELDS), "size", "id")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
@@ -32,7 +34,8 @@ class Item:
         """Tells whether files that are there already are of this very request."""
         assert isinstance(self.request, GenerationRequest)
         fields = {name: getattr(self.request, name) for name in FIELDS}
-        return sha256(json.dumps([model, output_format, fields], sort_keys=True).encode()).hexdigest()[:16]
+        text = json.dumps([model, output_format, fields], sort_keys=True, default=lambda image: image.digest.hex())
+        return sha256(text.encode()).hexdigest()[:16]
 
 
 class Source:
@@ -56,7 +59,8 @@ class Source:
             self._request({"prompt": "any"})
         except RequestError as error:
             param = "size" if error.param in ("width", "height") else error.param or ""
-            raise OptionError(f"--{param.replace('_', '-')}: {error.message}") from error
+            flag = "" if param == "images" else f"--{param.replace('_', '-')}: "  # images have none
+            raise OptionError(f"{flag}{error.message}") from error
         try:
             self._prompts = [self._item_of(prompt) for prompt in prompts]
         except RequestError as error:
@@ -107,6 +111,27 @@ class Source:
         if "prompt" not in values:
             raise InvalidValue("prompt is required", "prompt")
         return GenerationRequest(**values)
+
+
+def read_images(images: Sequence[Path], mask: Path | None) -> dict[str, Any]:
+    """The fields of a request that these files are.
+
+    Raises:
+        OptionError: there is no such file, or it can't be read.
+    """
+    pictures = tuple(_read_picture(path, "images").on_white() for path in images)
+    return {"images": pictures, "mask": _read_picture(mask, "mask").as_mask() if mask else None}
+
+
+def _read_picture(path: Path, param: str) -> Picture:
+    try:
+        return read_picture(path.read_bytes(), MAX_PIXELS, str(path), param)
+    except FileNotFoundError:
+        raise OptionError(f"there is no file {path}") from None
+    except OSError as error:
+        raise OptionError(f"can't read {path}: {error.strerror or error}") from error
+    except InvalidValue as error:
+        raise OptionError(error.message) from error
 
 
 def _read(line: str) -> dict[str, Any]:

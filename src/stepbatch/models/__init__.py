@@ -9,10 +9,24 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it says at impo
 from stepbatch.config import EngineConfig
 from stepbatch.errors import CheckpointError
 from stepbatch.models.base import Model
-from stepbatch.models.loading import find_checkpoint, read_index
+from stepbatch.models.checkpoint import find_checkpoint, read_index
+from stepbatch.models.flux import Flux, FluxKontext
+from stepbatch.models.qwen_image import QwenImage
+from stepbatch.models.qwen_image_edit import QwenImageEdit, QwenImageEditPlus
 from stepbatch.models.z_image import ZImage
 
 NATIVE: dict[str, type[Model]] = {  # the pipeline's class in model_index.json
+    "FluxImg2ImgPipeline": Flux,
+    "FluxInpaintPipeline": Flux,
+    "FluxKontextPipeline": FluxKontext,
+    "FluxPipeline": Flux,
+    "QwenImageEditPipeline": QwenImageEdit,
+    "QwenImageEditPlusPipeline": QwenImageEditPlus,
+    "QwenImageImg2ImgPipeline": QwenImage,
+    "QwenImageInpaintPipeline": QwenImage,
+    "QwenImagePipeline": QwenImage,
+    "ZImageImg2ImgPipeline": ZImage,
+    "ZImageInpaintPipeline": ZImage,
     "ZImagePipeline": ZImage,
 }
 
@@ -24,8 +38,8 @@ def load_model(config: EngineConfig) -> Model:
         CheckpointError: it is missing, incomplete, pickled, or its pipeline has no native model.
         OptionError: the device or a default is not to be had.
     """
-    folder = find_checkpoint(config.model.model_path)
-    pipeline = read_index(folder)["_class_name"]
+    folder = find_checkpoint(config.model)
+    pipeline = read_index(folder, weights=config.model.load_format != "dummy")["_class_name"]
     if pipeline not in NATIVE:
         raise CheckpointError(
             f"{config.model.model_path} is a {pipeline}, which has no native model; there are: {', '.join(NATIVE)}"

@@ -138,6 +138,7 @@ class Model(ABC):
             length = self.prompt_tokens(prompt)
             if length > limit:
                 raise InvalidValue(f"{name} has {length} tokens and at most {limit} are allowed", name)
+        self.sigmas(request)
 
     def prompts(self, request: GenerationRequest) -> list[Prompt]:
         """The prompts of the request's sequences: its own, then, where it is guided, the negative one."""

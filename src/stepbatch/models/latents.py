@@ -38,13 +38,15 @@ class LatentSpace:
         vae: Of diffusers; ``AutoencoderKL``, or one for videos, whose latents are scaled channel by channel.
         pixel: Sides of a latent pixel, in pixels.
         channels_first: Whether a token's numbers are ordered (channel, row, column), else (row, column, channel).
+        device: Where the VAE computes, wherever its weights are.
     """
 
-    def __init__(self, vae: Any, pixel: int, channels_first: bool) -> None:
+    def __init__(self, vae: Any, pixel: int, channels_first: bool, device: torch.device) -> None:
         self.vae = vae
         self.pixel = pixel
         self.token = PATCH * pixel  # sides of a token, pixels
         self.channels_first = channels_first
+        self.device = device
         config = vae.config
         self.is_video = "z_dim" in config
         self.channels: int = config["z_dim"] if self.is_video else config["latent_channels"]
@@ -52,8 +54,7 @@ class LatentSpace:
             shift, scale = torch.tensor(config["latents_mean"]), 1.0 / torch.tensor(config["latents_std"])
         else:
             shift, scale = torch.tensor([config["shift_factor"] or 0.0]), torch.tensor([config["scaling_factor"]])
-            vae.to(memory_format=torch.channels_last)  # convolutions are faster so
-        self._shift, self._scale = shift.view(-1, 1, 1).to(vae.device), scale.view(-1, 1, 1).to(vae.device)
+        self._shift, self._scale = shift.view(-1, 1, 1).to(device), scale.view(-1, 1, 1).to(device)
         self._pictures = VaeImageProcessor(vae_scale_factor=self.token)
         self._masks = VaeImageProcessor(
             vae_scale_factor=self.token, do_normalize=False, do_binarize=True, do_convert_grayscale=True
@@ -87,7 +88,7 @@ class LatentSpace:
     def encode(self, image: InputImage, width: int, height: int) -> Posterior:
         """An input image, brought to this size, through the VAE."""
         picture = Image.frombytes("RGB", (image.width, image.height), image.pixels)
-        pixels = self._pictures.preprocess(picture, height, width).to(self.vae.device, self.vae.dtype)
+        pixels = self._pictures.preprocess(picture, height, width).to(self.device, self.vae.dtype)
         seen = self.vae.encode(pixels.unsqueeze(2) if self.is_video else pixels).latent_dist
         shape = (self.channels, height // self.pixel, width // self.pixel)
         return Posterior(seen.mean.float().view(shape), seen.std.float().view(shape))
@@ -101,7 +102,7 @@ class LatentSpace:
         picture = Image.frombytes("L", (mask.width, mask.height), mask.pixels)
         pixels = self._masks.preprocess(picture, height, width)  # [1, 1, H, W]
         latents = F.interpolate(pixels, size=(height // self.pixel, width // self.pixel))[0]
-        return self.pack(latents.repeat(self.channels, 1, 1)).to(self.vae.device)
+        return self.pack(latents.repeat(self.channels, 1, 1)).to(self.device)
 
     def decode(self, tokens: torch.Tensor, width: int, height: int) -> torch.Tensor:
         """Rows ``[N, C']`` to a picture in fp32 ``[H, W, 3]``, 0 to 1."""

@@ -65,8 +65,13 @@ class TimestepEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.SiLU(), nn.Linear(hidden, out))
 
     def forward(self, time: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        half = self.channels // 2
-        frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=time.device) / half)
-        angles = time[:, None].float() * frequencies
-        embedded: torch.Tensor = self.mlp(torch.cat((angles.cos(), angles.sin()), dim=-1).to(dtype))
+        embedded: torch.Tensor = self.mlp(sinusoids(time, self.channels).to(dtype))
         return embedded
+
+
+def sinusoids(values: torch.Tensor, channels: int, scale: float = 1.0) -> torch.Tensor:
+    """Numbers ``[J]`` as cosines and then sines of many frequencies, fp32 ``[J, channels]``; ``scale`` is for all."""
+    half = channels // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=values.device) / half)
+    angles = values[:, None].float() * frequencies * scale
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)

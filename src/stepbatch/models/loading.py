@@ -1,94 +1,32 @@
-"""From a checkpoint's folder to its parts: diffusers and transformers load, and what is wrong is said in one line."""
+"""From a checkpoint's folder to its parts: diffusers and transformers load, or they are made with random weights."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from stepbatch.config import EngineConfig, ModelConfig
+from stepbatch.config import EngineConfig, MemoryConfig
 from stepbatch.errors import CheckpointError, InvalidValue, OptionError
 from stepbatch.image import InputImage
 from stepbatch.model_info import ModelInfo
+from stepbatch.models.checkpoint import checkpoint_name, read_index
 from stepbatch.models.defaults import Settings, make_defaults
+from stepbatch.models.dummy import SMALL_SETTINGS, dummy_components, dummy_module, transformer_config
 from stepbatch.models.layers import fuse
-from stepbatch.models.weights import load_weights, read_config
+from stepbatch.models.offload import CPU, offload_blocks, offload_part, possible_offload
+from stepbatch.models.weights import load_weights
 from stepbatch.request import GenerationRequest
 
 T = TypeVar("T", bound=torch.nn.Module)
-
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # what is fetched of a repository
-
-
-def find_checkpoint(path: str) -> Path:
-    """The folder of a checkpoint given by folder or by repository name, which is fetched.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    parts = path.split("/")
-    if len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~"):
-        raise CheckpointError(f"there is no folder {path}")
-    try:
-        return Path(snapshot_download(path, allow_patterns=FILES))
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"there is no folder {path}, and no such repository could be fetched") from error
-
-
-def read_index(folder: Path) -> dict[str, Any]:
-    """Read ``model_index.json`` and see that every part it lists is there, in safetensors.
-
-    Raises:
-        CheckpointError: it isn't.
-    """
-    try:
-        index = json.loads((folder / "model_index.json").read_text())
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{folder} has no model_index.json: it is not a checkpoint in diffusers' layout"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'model_index.json'} can't be read: {error}") from error
-    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
-        raise CheckpointError(f"{folder / 'model_index.json'} names no pipeline")
-    for name, value in index.items():
-        if isinstance(value, list) and value != [None, None]:
-            _check_part(folder / name)
-    return index
-
-
-def _check_part(part: Path) -> None:
-    files = sorted(p.name for p in part.iterdir()) if part.is_dir() else []
-    if not any(f.endswith(".json") for f in files):
-        raise CheckpointError(f"{part.parent} is incomplete: {part.name} is missing")
-    weights = [f for f in files if f.endswith(".safetensors")]
-    if not weights and any(f.endswith(PICKLED) for f in files):
-        raise CheckpointError(f"{part} holds pickled weights, which could run code; only safetensors are loaded")
-    if not weights and part.name not in ("scheduler", "tokenizer"):
-        raise CheckpointError(f"{part.parent} is incomplete: {part.name} has no weights")
-    for file in files:
-        if file.endswith(".safetensors.index.json"):
-            try:
-                missing = {str(shard) for shard in json.loads((part / file).read_text())["weight_map"].values()} - {
-                    *files
-                }
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise CheckpointError(f"{part / file} is no index of weights") from error
-            if missing:
-                raise CheckpointError(f"{part.parent} is incomplete: {part.name}/{min(missing)} is missing")
 
 
 def choose_device(name: str) -> torch.device:
@@ -124,12 +62,13 @@ class Parts(Generic[T]):
     pipeline: Any  # diffusers', without a transformer, for its other parts; it is never called
     transformer: T
     transformer_config: dict[str, Any]
+    settings: dict[str, Any]  # that go before the family's
     device: torch.device
     dtype: torch.dtype
 
 
 def load_parts(
-    pipeline: type[DiffusionPipeline], transformer: Callable[[dict[str, Any]], T], folder: Path, config: ModelConfig
+    pipeline: type[DiffusionPipeline], transformer: Callable[[dict[str, Any]], T], folder: Path, config: EngineConfig
 ) -> Parts[T]:
     """Load all parts of a checkpoint, every one in the same precision.
 
@@ -137,24 +76,43 @@ def load_parts(
         pipeline: Diffusers' class for the checkpoint.
         transformer: Ours; made from the part's config.
         folder: The checkpoint.
-        config: Device, precision, and whether layers are fused.
+        config: Device, precision, whether layers are fused, and what stays in the CPU's memory.
 
     Raises:
         CheckpointError: a part can't be loaded.
     """
-    device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device)
+    device = choose_device(config.model.device)
+    dtype = choose_dtype(config.model.dtype, device)
+    memory = possible_offload(config.memory, device)
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    transformer_config = read_config(folder / "transformer")
-    with torch.device("meta"):
-        ours = transformer(transformer_config)
-    ours = load_weights(ours, folder / "transformer", device, dtype)
-    if config.fuse_projections:
+    dummy = config.model.load_format == "dummy"
+    small = dummy and config.model.dummy_size == "small"
+    values = transformer_config(folder, small)
+    where = CPU if memory.dit_layerwise_offload else device
+    if dummy:
+        ours = dummy_module(lambda: transformer(values), where, dtype, seed=0)
+        made_on = CPU if memory.text_encoder_cpu_offload or memory.vae_cpu_offload else device
+        rest = pipeline(**dummy_components(folder, made_on, dtype, small), transformer=None)
+    else:
+        with torch.device("meta"):
+            ours = transformer(values)
+        ours = load_weights(ours, folder / "transformer", where, dtype)
+        rest = _load_rest(pipeline, folder, dtype)
+    if config.model.fuse_projections:
         fuse(ours)
-    index = read_index(folder)
-    # the first is ours, and the second wants packages that it can do without
-    absent = {name: None for name in ("transformer", "processor") if name in index}
+    if memory.dit_layerwise_offload:
+        offload_blocks(ours, device)
+    for part, module in rest.components.items():
+        if isinstance(module, torch.nn.Module):
+            _place(part, module, device, memory)
+    name, kind = checkpoint_name(folder), read_index(folder, weights=False)["_class_name"]
+    return Parts(folder, name, kind, rest, ours, values, SMALL_SETTINGS if small else {}, device, dtype)
+
+
+def _load_rest(pipeline: type[DiffusionPipeline], folder: Path, dtype: torch.dtype) -> Any:
+    """A pipeline without its transformer, which is ours, and its processor, which wants packages it can do without."""
+    absent = {name: None for name in ("transformer", "processor") if name in read_index(folder)}
     try:
         rest = pipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True, **absent)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
@@ -163,8 +121,7 @@ def load_parts(
     for part, module in rest.components.items():
         if isinstance(module, torch.nn.Module):
             _check_weights(folder / part, module)
-    name = checkpoint_name(folder)
-    return Parts(folder, name, index["_class_name"], rest.to(device), ours, transformer_config, device, dtype)
+    return rest
 
 
 def _check_weights(folder: Path, part: torch.nn.Module) -> None:
@@ -177,9 +134,32 @@ def _check_weights(folder: Path, part: torch.nn.Module) -> None:
                 stored.update(
                     ".".join(names[i:]) for i in range(len(names))
                 )  # a file may have its parts under a prefix
-    missing = sorted(set(part.state_dict()) - stored)
+    state = part.state_dict(keep_vars=True)
+    # one of two that are tied is enough
+    present = {id(value) for name, value in state.items() if not stored.isdisjoint(_file_names(name, part))}
+    missing = sorted(name for name, value in state.items() if id(value) not in present)
     if missing:
         raise CheckpointError(f"{folder} is incomplete: it has no {missing[0]}")
+
+
+def _file_names(name: str, part: torch.nn.Module) -> set[str]:
+    """What files may call a parameter: transformers renames parts, of a language model that got eyes for one."""
+    pieces = name.split(".")
+    if not isinstance(part, PreTrainedModel):
+        return {name}
+    return {name, ".".join(pieces[1:]), ".".join(pieces[:1] + pieces[2:])}
+
+
+def _place(name: str, part: torch.nn.Module, device: torch.device, memory: MemoryConfig) -> None:
+    """Bring a part to where its weights are to lie."""
+    if isinstance(part, AutoencoderKL):
+        part.to(memory_format=torch.channels_last)  # convolutions are faster so
+    if (name == "vae" and memory.vae_cpu_offload) or (
+        name.startswith("text_encoder") and memory.text_encoder_cpu_offload
+    ):
+        offload_part(part, device)
+    else:
+        part.to(device)
 
 
 def model_info(
@@ -223,11 +203,3 @@ def check_defaults(info: ModelInfo) -> None:
         GenerationRequest(prompt="any", images=images, **values).resolve(info)
     except InvalidValue as error:
         raise OptionError(f"the default {error.message}") from error
-
-
-def checkpoint_name(folder: Path) -> str:
-    """The name of a checkpoint's folder, or of the repository where it lies in the hub's cache."""
-    for part in reversed(folder.resolve().parts):
-        if part.startswith("models--"):
-            return part.split("--")[-1]
-    return folder.resolve().name

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-from stepbatch.errors import CheckpointError
+from stepbatch.errors import CheckpointError, InvalidValue
 from stepbatch.request import GenerationRequest
 
 
@@ -37,6 +38,9 @@ def flow_match_sigmas(
 
     Returns:
         fp32 ``[steps + 1]``, from 1 or near it to 0.
+
+    Raises:
+        InvalidValue: it is not defined for so few steps.
     """
     config = noise_scheduler.config
     own = FlowMatchEulerDiscreteScheduler.from_config(config)
@@ -51,8 +55,11 @@ def flow_match_sigmas(
         config["base_shift"],
         config["max_shift"],
     )
-    own.set_timesteps(sigmas=torch.linspace(1.0, 1 / steps, steps).tolist(), mu=mu)
+    with np.errstate(all="ignore"):
+        own.set_timesteps(sigmas=torch.linspace(1.0, 1 / steps, steps).tolist(), mu=mu)
     sigmas: torch.Tensor = own.sigmas
+    if not sigmas.isfinite().all():  # a schedule whose last step is stretched to a given noise can't have one step only
+        raise InvalidValue(f"num_inference_steps must be more than {steps} on this model", "num_inference_steps")
     return sigmas
 
 

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 CACHE_BYTES = 1 << 20  # a CPU core's second-level cache
-MIN_CHUNK_ROWS = 256  # below this, reading the weights again costs more than the cache saves
+MIN_CHUNK_ROWS = 1024  # below this, reading the weights again costs more than the cache saves
 
 
 @dataclass(frozen=True)

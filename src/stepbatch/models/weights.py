@@ -58,8 +58,19 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: there is none.
     """
+    return read_json(folder / "config.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: it isn't there, or is something else.
+    """
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} can't be read: {error}") from error
-    return config
+        raise CheckpointError(f"{path} can't be read: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is no JSON object")
+    return value

@@ -195,16 +195,18 @@ class Transformer(nn.Module):
             parts.append(torch.polar(torch.ones_like(angles), angles))
         return torch.cat(parts, dim=-1).unsqueeze(1)
 
-    def refine_prompt(self, features: torch.Tensor) -> torch.Tensor:
-        """A text encoder's ``[L, D']`` to ``[padded(L), D]``, which no step changes."""
-        rows: torch.Tensor = self.cap_embedder(features)
-        pads = self.cap_pad_token.expand(padded(len(rows)) - len(rows), -1)
-        rows = torch.cat((rows, pads))
-        rotary, segments = self.rotary(prompt_positions(len(rows))).to(rows.device), Segments.of([len(rows)])
-        first = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
+    def refine_prompts(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """A text encoder's ``[L, D']`` for each prompt to ``[padded(L), D]``, which no step changes."""
+        lengths = [padded(len(prompt)) for prompt in features]
+        parts = []
+        for prompt, length in zip(features, lengths, strict=True):
+            parts += [self.cap_embedder(prompt), self.cap_pad_token.expand(length - len(prompt), -1)]
+        rows = torch.cat(parts)
+        rotary = self.rotary(torch.cat([prompt_positions(length) for length in lengths])).to(rows.device)
+        segments, first = Segments.of(lengths), torch.zeros(len(rows), dtype=torch.long, device=rows.device)
         for block in self.context_refiner:
             rows = block(rows, rotary, segments, None, first)
-        return rows
+        return list(torch.split(rows, lengths))
 
     def forward(self, latents: torch.Tensor, sigma: torch.Tensor, layout: Layout) -> torch.Tensor:
         """``[R, C]`` latents and each job's ``[J]`` sigma to ``[R', C]`` velocities."""
@@ -237,16 +239,18 @@ class ZImage(Model):
     transformer: Transformer
 
     def __init__(self, config: EngineConfig, folder: Path) -> None:
-        parts = load_parts(ZImagePipeline, Transformer, folder, config.model)
+        parts = load_parts(ZImagePipeline, Transformer, folder, config)
         self.device, self.transformer = parts.device, parts.transformer
         self.noise_scheduler = check_flow_match(parts.pipeline.scheduler)
         self.tokenizer, self.text_encoder = parts.pipeline.tokenizer, parts.pipeline.text_encoder
-        self.space = LatentSpace(parts.pipeline.vae, parts.pipeline.vae_scale_factor, channels_first=False)
+        self.space = LatentSpace(
+            parts.pipeline.vae, parts.pipeline.vae_scale_factor, channels_first=False, device=self.device
+        )
         self._rotary: dict[tuple[int, int, int], torch.Tensor] = {}  # by height, width and prompt length
         lengths = parts.transformer_config["axes_lens"]
         dynamic = self.noise_scheduler.config["use_dynamic_shifting"]
         turbo = not dynamic and self.noise_scheduler.config["shift"] == TURBO_SHIFT
-        known = self.DEFAULTS | self.NAMED.get(parts.name.lower(), TURBO if turbo else {})
+        known = self.DEFAULTS | self.NAMED.get(parts.name.lower(), TURBO if turbo else {}) | parts.settings
         longest_side = self.space.token * min(lengths[1:])
         longest_prompt = min(self.tokenizer.model_max_length, lengths[0] - MULTIPLE)
         self.info: ModelInfo = model_info(
@@ -268,8 +272,8 @@ class ZImage(Model):
     def encode(self, prompts: Sequence[Prompt]) -> list[Embedding]:
         ids, mask = pad([prompt.ids[0] for prompt in prompts], self.device)
         hidden = self.text_encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[-2]
-        rows = [row[: len(prompt.ids[0])] for row, prompt in zip(hidden, prompts, strict=True)]
-        return [Embedding(self.transformer.refine_prompt(row)) for row in rows]
+        features = [row[: len(prompt.ids[0])] for row, prompt in zip(hidden, prompts, strict=True)]
+        return [Embedding(rows.clone()) for rows in self.transformer.refine_prompts(features)]
 
     def length(self, request: GenerationRequest, prompt: Prompt) -> int:
         rows, columns = self.space.grid(*request.size)

@@ -19,19 +19,19 @@ from stepbatch.errors import EngineUnavailable
 from stepbatch.request import MAX_OUTPUTS, MAX_STEPS
 from stepbatch.server import handlers
 from stepbatch.server.files import FileStore
-from stepbatch.server.generate import ImageGeneration
+from stepbatch.server.generate import ImageRoutes
 from stepbatch.server.images import Threads
 from stepbatch.server.metrics import Metrics
 from stepbatch.server.openapi import document
 from stepbatch.server.request_id import RequestIdMiddleware
-from stepbatch.server.schema import check_model
+from stepbatch.server.schema import EDITS, GENERATIONS, check_model
 
 
 def create_app(engine: AsyncEngine, config: ServerConfig) -> FastAPI:
     """The application for a started engine. It takes over ``engine.on_message``."""
     files, metrics, threads = FileStore(config.url_ttl_seconds), Metrics(engine), Threads()
     engine.on_message = metrics.on_message
-    generation = ImageGeneration(engine, files, metrics, threads, config.max_body_bytes)
+    images = ImageRoutes(engine, files, metrics, threads, config)
     pages = Pages(engine, files, metrics)
 
     @asynccontextmanager
@@ -45,7 +45,8 @@ def create_app(engine: AsyncEngine, config: ServerConfig) -> FastAPI:
     )
     handlers.install(app)
     app.add_middleware(RequestIdMiddleware)
-    app.add_api_route("/v1/images/generations", generation.__call__, methods=["POST"], response_model=None)
+    for path, route in ((GENERATIONS, images.generations), (EDITS, images.edits)):
+        app.add_api_route(path, route, methods=["POST"], response_model=None)
     for path, page in (
         ("/v1/files/{name}", pages.file),
         ("/v1/models", pages.models),
@@ -102,6 +103,7 @@ class Pages:
 
     def _model(self) -> dict[str, Any]:
         info = self.engine.info
+        takes_images = set(info.tasks) != {"text-to-image"}
         return {
             "id": info.id,
             "object": "model",
@@ -110,14 +112,17 @@ class Pages:
             "pipeline": info.pipeline,
             "device": info.device,
             "dtype": info.dtype,
+            "tasks": list(info.tasks),
             "defaults": msgspec.to_builtins(info.defaults),
             "limits": {
                 "size_multiple": info.size_multiple,
                 "min_side": info.min_side,
                 "max_side": info.max_side,
                 "max_sequence_length": info.max_sequence_length,
+                "max_images": info.max_images if takes_images else 0,
                 "n": MAX_OUTPUTS,
                 "num_inference_steps": MAX_STEPS,
             },
             "uses": list(info.uses),
+            "guidance": info.guidance.field if info.guidance.field in info.uses else None,
         }

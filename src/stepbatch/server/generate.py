@@ -1,4 +1,4 @@
-"""``POST /v1/images/generations``: read the body, have the engine work on it, write the answer."""
+"""The routes that make pictures: read the body, have the engine work on what it asks for, write the answer."""
 
 from __future__ import annotations
 
@@ -6,41 +6,61 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
+from stepbatch.config import ServerConfig
 from stepbatch.engine.client import AsyncEngine
 from stepbatch.engine.messages import Output
-from stepbatch.errors import InternalError, InvalidValue, PayloadTooLarge, RequestCancelled, RequestError
+from stepbatch.errors import InternalError, InvalidValue, RequestCancelled, RequestError
+from stepbatch.server.body import read_body, unless_gone
+from stepbatch.server.edits import form_limits, parse_edit, with_images
 from stepbatch.server.files import FileStore
+from stepbatch.server.forms import read_form
 from stepbatch.server.images import Threads, encode_image
 from stepbatch.server.metrics import Metrics
 from stepbatch.server.schema import ImageRequest, parse, parse_json
 
-T = TypeVar("T")
 
-
-class ImageGeneration:
-    """The route and what it works with."""
+class ImageRoutes:
+    """The routes and what they work with."""
 
     def __init__(
-        self, engine: AsyncEngine, files: FileStore, metrics: Metrics, threads: Threads, max_body_bytes: int
+        self, engine: AsyncEngine, files: FileStore, metrics: Metrics, threads: Threads, config: ServerConfig
     ) -> None:
         self.engine = engine
         self.files = files
         self.metrics = metrics
         self.threads = threads
-        self.max_body_bytes = max_body_bytes
+        self.config = config
 
-    async def __call__(self, request: Request) -> Response:
+    async def generations(self, request: Request) -> Response:
+        """Pictures from a prompt."""
+        return await self._count(request, self._read_json)
+
+    async def edits(self, request: Request) -> Response:
+        """Pictures from a prompt and images."""
+        return await self._count(request, self._read_form)
+
+    async def _read_json(self, request: Request) -> ImageRequest:
+        return parse(parse_json(await read_body(request, self.config.max_body_bytes)), self.engine.info)
+
+    async def _read_form(self, request: Request) -> ImageRequest:
+        info, max_pixels = self.engine.info, self.config.max_image_pixels
+        form = await read_form(request, form_limits(self.config, info))
+        wanted, strength = parse_edit(form, info)
+        decoding = self.threads.run(lambda: with_images(wanted, strength, form, info, max_pixels))
+        return await unless_gone(request, decoding)
+
+    async def _count(self, request: Request, read: Callable[[Request], Awaitable[ImageRequest]]) -> Response:
         """Answer, and count how it ended."""
         began = time.monotonic()
         code = InternalError.code
         try:
-            response = await self._generate(request)
+            response = await self._answer(request, await read(request))
             code = "ok"
         except RequestError as error:
             code = error.code
@@ -52,8 +72,7 @@ class ImageGeneration:
             self.metrics.ended(code, time.monotonic() - began)
         return response
 
-    async def _generate(self, request: Request) -> Response:
-        wanted = parse(parse_json(await read_body(request, self.max_body_bytes)), self.engine.info)
+    async def _answer(self, request: Request, wanted: ImageRequest) -> Response:
         submitted = time.monotonic()
         try:
             handle = self.engine.submit(wanted.generation)
@@ -99,52 +118,6 @@ class ImageGeneration:
                 "decode": round(max(t.decode for t in times), 6),
             },
         }
-
-
-async def read_body(request: Request, limit: int) -> bytes:
-    """The body, never holding more than ``limit`` bytes of it and what came in one read.
-
-    Raises:
-        PayloadTooLarge: it is longer, by its own account or as it comes.
-        RequestCancelled: the client went away before its end.
-    """
-    too_large = PayloadTooLarge(f"the body must have at most {limit} bytes")
-    length = request.headers.get("content-length", "0")
-    if length.isdecimal() and (len(length) > 18 or int(length) > limit):
-        raise too_large
-    body = bytearray()
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                raise too_large
-    except ClientDisconnect:
-        raise RequestCancelled("the client went away") from None
-    return bytes(body)
-
-
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What ``work`` returns or raises; if the client hangs up before, ``work`` is cancelled.
-
-    Raises:
-        RequestCancelled: the client went away.
-    """
-    task = asyncio.ensure_future(work)
-    watch = asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise RequestCancelled("the client went away")
-        return task.result()
-    finally:
-        task.cancel()
-        watch.cancel()
-        await asyncio.gather(task, watch, return_exceptions=True)
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _render(fields: dict[str, Any], pictures: Sequence[bytes], response_format: str) -> bytes:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from stepbatch.errors import REQUEST_ERRORS, RequestError
-from stepbatch.server.schema import FIELDS, IGNORED_OPENAI, IGNORED_OTHERS
+from stepbatch.server.fields import EDIT_FIELDS, FIELDS, IGNORED_OPENAI, IGNORED_OTHERS
+from stepbatch.server.schema import EDITS, GENERATIONS
 
 Schema = dict[str, Any]
 
@@ -20,7 +21,14 @@ def document() -> Schema:
         "openapi": "3.1.0",
         "info": {"title": "stepbatch", "version": "1", "description": "Pictures from diffusion models."},
         "paths": {
-            "/v1/images/generations": {"post": _images()},
+            GENERATIONS: {
+                "post": _images("createImage", "Make pictures from a prompt", "application/json", "ImageRequest")
+            },
+            EDITS: {
+                "post": _images(
+                    "editImage", "Make pictures from a prompt and images", "multipart/form-data", "EditRequest"
+                )
+            },
             "/v1/files/{name}": {"get": _file()},
             "/v1/models": {"get": _get("The served model, as a list of one", _ref("ModelList"))},
             "/v1/models/{model}": {
@@ -36,11 +44,11 @@ def document() -> Schema:
     }
 
 
-def _images() -> Schema:
+def _images(operation: str, summary: str, media_type: str, body: str) -> Schema:
     return {
-        "summary": "Make pictures from a prompt",
-        "operationId": "createImage",
-        "requestBody": {"required": True, "content": {"application/json": {"schema": _ref("ImageRequest")}}},
+        "summary": summary,
+        "operationId": operation,
+        "requestBody": {"required": True, "content": {media_type: {"schema": _ref(body)}}},
         "responses": {"200": _json("The pictures", _ref("ImagesResponse")), **_errors(_CODES_OF_IMAGES)},
     }
 
@@ -93,7 +101,10 @@ def _schemas() -> Schema:
         "Status": _object({"status": {"type": "string"}}),
         "Model": _object({"id": {"type": "string"}, "object": {"const": "model"}, "created": {"type": "integer"}}),
         "ModelList": _object({"object": {"const": "list"}, "data": {"type": "array", "items": _ref("Model")}}),
-        "ImageRequest": _request(),
+        "ImageRequest": _request(
+            {name: field if name == "prompt" else _or_null(field) for name, field in FIELDS.items()}, ["prompt"]
+        ),
+        "EditRequest": _request({**FIELDS, **EDIT_FIELDS}, ["prompt", "image"]),
         "ImagesResponse": _answer(),
     }
 
@@ -109,13 +120,12 @@ def _error_object() -> Schema:
     return _object({"message": text, "type": text, "param": param, "code": {"enum": list(REQUEST_ERRORS)}})
 
 
-def _request() -> Schema:
+def _request(fields: Schema, required: list[str]) -> Schema:
     ignored = {name: {"description": "Accepted, and listed as ignored."} for name in (*IGNORED_OPENAI, *IGNORED_OTHERS)}
-    fields = {name: field if name == "prompt" else _or_null(field) for name, field in FIELDS.items()}
     return {
         "type": "object",
         "properties": {**fields, **ignored},
-        "required": ["prompt"],
+        "required": required,
         "additionalProperties": False,
     }
 

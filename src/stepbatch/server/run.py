@@ -175,3 +175,4 @@ def _set_up_logging(level: str) -> None:
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if level != "debug":
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # its start and stop lines say nothing new
+        logging.getLogger("python_multipart").setLevel(logging.ERROR)  # warns of what callers are told anyway

@@ -1,4 +1,4 @@
-"""The body of an image request: which fields there are, and how it becomes a ``GenerationRequest``.
+"""The fields of an image request as what they ask for: a ``GenerationRequest``, and how it is answered.
 
 Values are checked where they have a meaning: what the model is asked for in ``request.py``, how it is answered here.
 """
@@ -7,123 +7,28 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
 from stepbatch.errors import InvalidJSON, InvalidValue, ModelNotFound, RequestError, UnknownParameter
 from stepbatch.model_info import ModelInfo
-from stepbatch.request import MAX_GUIDANCE, MAX_OUTPUTS, MAX_PROMPT_CHARACTERS, MAX_SEED, MAX_STEPS, GenerationRequest
+from stepbatch.request import GenerationRequest
+from stepbatch.server.fields import (
+    BACKGROUNDS,
+    EDIT_FIELDS,
+    FIELDS,
+    HARMLESS,
+    IGNORED_OPENAI,
+    IGNORED_OTHERS,
+    OUTPUT_FORMATS,
+    RESPONSE_FORMATS,
+)
 from stepbatch.sizes import parse_size
 
-OUTPUT_FORMATS = ("png", "jpeg", "webp")
-RESPONSE_FORMATS = ("b64_json", "url")
-BACKGROUNDS = ("auto", "opaque", "transparent")
-
-# Every field that is read, as JSON Schema. The OpenAPI document shows this table; a test holds docs/api.md against it.
-FIELDS: dict[str, dict[str, Any]] = {
-    "prompt": {"type": "string", "maxLength": MAX_PROMPT_CHARACTERS, "description": "What to draw."},
-    "model": {"type": "string", "description": "The served model's name, its path, or the last folder of its path."},
-    "n": {"type": "integer", "minimum": 1, "maximum": MAX_OUTPUTS, "default": 1, "description": "How many pictures."},
-    "size": {"type": "string", "description": "WIDTHxHEIGHT in pixels, or auto for the model's own size."},
-    "width": {"type": "integer", "minimum": 1, "description": "Pixels; goes with height, instead of size."},
-    "height": {"type": "integer", "minimum": 1, "description": "Pixels; goes with width, instead of size."},
-    "response_format": {
-        "type": "string",
-        "enum": list(RESPONSE_FORMATS),
-        "default": "b64_json",
-        "description": "The pictures in the answer itself, or addresses to fetch them from for a while.",
-    },
-    "output_format": {
-        "type": "string",
-        "enum": list(OUTPUT_FORMATS),
-        "default": "png",
-        "description": "The pictures' file format.",
-    },
-    "output_compression": {
-        "type": "integer",
-        "minimum": 0,
-        "maximum": 100,
-        "default": 100,
-        "description": "Quality of jpeg and webp, 100 the best; a png is lossless and takes only 100.",
-    },
-    "negative_prompt": {"type": "string", "maxLength": MAX_PROMPT_CHARACTERS, "description": "What not to draw."},
-    "num_inference_steps": {"type": "integer", "minimum": 1, "maximum": MAX_STEPS, "description": "Denoising steps."},
-    "guidance_scale": {
-        "type": "number",
-        "minimum": 0,
-        "maximum": MAX_GUIDANCE,
-        "description": "Strength of guidance, as the model's diffusers pipeline means it.",
-    },
-    "true_cfg_scale": {
-        "type": "number",
-        "minimum": 0,
-        "maximum": MAX_GUIDANCE,
-        "description": "Strength of classifier-free guidance, for models that have a distilled guidance_scale besides.",
-    },
-    "flow_shift": {
-        "type": "number",
-        "exclusiveMinimum": 0,
-        "maximum": MAX_GUIDANCE,
-        "description": "Shift of the noise schedule.",
-    },
-    "max_sequence_length": {"type": "integer", "minimum": 1, "description": "The prompt's limit, tokens."},
-    "seed": {
-        "type": "integer",
-        "minimum": 0,
-        "maximum": MAX_SEED,
-        "description": "Of the first picture; the i-th after it has seed + i. Drawn at random where absent.",
-    },
-    "background": {
-        "type": "string",
-        "enum": ["auto", "opaque"],
-        "default": "opaque",
-        "description": "Pictures are opaque; transparent is refused.",
-    },
-    "stream": {"type": "boolean", "enum": [False], "default": False, "description": "Streaming is not served yet."},
-    "partial_images": {"type": "integer", "enum": [0], "default": 0, "description": "Not served yet."},
-    "generator_device": {
-        "type": "string",
-        "enum": ["cpu"],
-        "default": "cpu",
-        "description": "Noise is always drawn on the CPU; another device would draw other noise.",
-    },
-    "enable_upscaling": {"type": "boolean", "enum": [False], "default": False, "description": "Not served."},
-    "output_quality": {
-        "type": "string",
-        "enum": ["default"],
-        "default": "default",
-        "description": "Not served; output_compression is.",
-    },
-}
-
-# Fields that are read only to refuse what can't be done: the values that ask for nothing.
-_HARMLESS: dict[str, tuple[bool | int | str, str]] = {
-    "stream": (False, "streaming is not served yet"),
-    "partial_images": (0, "partial images are not served yet"),
-    "generator_device": ("cpu", "noise is drawn on the CPU; on another device the pictures would differ"),
-    "enable_upscaling": (False, "upscaling is not served"),
-    "output_quality": ("default", "use output_compression, from 0 to 100"),
-}
-
-# OpenAI's fields that mean nothing to a diffusion model that runs here (background too, where it isn't transparent).
-IGNORED_OPENAI = ("quality", "style", "moderation", "user", "safety_identifier")
-
-# Fields that users of SGLang and vLLM-Omni send and that don't say what the picture is: speed, memory, profiling, where
-# that server keeps its files. Those that change the picture (lora, diffusers_kwargs, ...) are unknown, hence refused.
-IGNORED_OTHERS = (
-    "enable_teacache",  # SGLang
-    "upscaling_model_path",  # SGLang; means something with enable_upscaling only
-    "upscaling_scale",  # SGLang; likewise
-    "output_path",  # SGLang
-    "perf_dump_path",  # SGLang
-    "profile",  # SGLang
-    "num_profiled_timesteps",  # SGLang
-    "profile_all_stages",  # SGLang
-    "vae_use_slicing",  # vLLM-Omni
-    "vae_use_tiling",  # vLLM-Omni
-)
+GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
 
 _PASSED_ON = (
     "negative_prompt",
@@ -150,7 +55,7 @@ class ImageRequest:
 
     def blame(self, error: RequestError) -> RequestError:
         """The same error, naming the field that the caller gave."""
-        return _blame(error, self.has_size)
+        return _blame(error, self.generation, self.has_size)
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
@@ -181,11 +86,11 @@ def parse(body: Mapping[str, Any], info: ModelInfo) -> ImageRequest:
         InvalidValue: a value of the wrong type, out of range or not served; ``param`` names the field.
     """
     for name in body:
-        _check_known(name)
+        check_known(name)
     given = {name: value for name, value in body.items() if value is not None}
     if "model" in given:
         check_model(given["model"], info)
-    for name, (harmless, reason) in _HARMLESS.items():
+    for name, (harmless, reason) in HARMLESS.items():
         if name in given and (type(given[name]) is not type(harmless) or given[name] != harmless):
             raise InvalidValue(f"{name} must be {json.dumps(harmless)} or absent: {reason}", name)
     ignored = [name for name in given if name in IGNORED_OPENAI or name in IGNORED_OTHERS]
@@ -198,7 +103,7 @@ def parse(body: Mapping[str, Any], info: ModelInfo) -> ImageRequest:
     try:
         generation = _generation(given)
     except InvalidValue as error:
-        raise _blame(error, has_size) from None
+        raise _blame(error, None, has_size) from None
     return ImageRequest(
         generation=generation,
         response_format=_choice(given, "response_format", RESPONSE_FORMATS, "b64_json"),
@@ -207,6 +112,30 @@ def parse(body: Mapping[str, Any], info: ModelInfo) -> ImageRequest:
         ignored=tuple(ignored),
         has_size=has_size,
     )
+
+
+def from_texts(texts: Mapping[str, str]) -> dict[str, Any]:
+    """The values that a form's texts stand for, by the types of their fields.
+
+    An empty text counts as absent, since forms send what was left blank; only a negative prompt can be empty.
+
+    Raises:
+        InvalidValue: a text is no number, or neither true nor false, where it should be.
+    """
+    return {name: _value(name, text) for name, text in texts.items() if text or name == "negative_prompt"}
+
+
+def check_known(name: str, edit: bool = False) -> None:
+    """Raise ``UnknownParameter`` for a field that there isn't, with the one that was perhaps meant."""
+    known: Iterable[str] = (*FIELDS, *IGNORED_OPENAI, *IGNORED_OTHERS, *(EDIT_FIELDS if edit else ()))
+    if name in known:
+        return
+    if name in EDIT_FIELDS:
+        raise UnknownParameter(f"{name} is a field of {EDITS}, where images are uploaded; not of this route", name)
+    shown = name[:64]
+    close = difflib.get_close_matches(shown, known, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise UnknownParameter(f"{json.dumps(shown)} is not a field of this request{hint}", shown)
 
 
 def check_model(name: object, info: ModelInfo) -> None:
@@ -253,20 +182,35 @@ def _choice(given: Mapping[str, Any], name: str, choices: tuple[str, ...], defau
     return value
 
 
-def _check_known(name: str) -> None:
-    known: Iterable[str] = (*FIELDS, *IGNORED_OPENAI, *IGNORED_OTHERS)
-    if name not in known:
-        shown = name[:64]
-        close = difflib.get_close_matches(shown, known, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise UnknownParameter(f"{json.dumps(shown)} is not a field of this request{hint}", shown)
-
-
-def _blame(error: RequestError, has_size: bool) -> RequestError:
-    if has_size and error.param in ("width", "height"):
-        return type(error)(error.message, "size")
+def _blame(error: RequestError, generation: GenerationRequest | None, has_size: bool) -> RequestError:
+    has_images = generation is not None and bool(generation.images)
+    if error.param in ("width", "height"):
+        if has_size:
+            return type(error)(error.message, "size")
+        if generation is not None and generation.width is None and has_images:
+            return type(error)(f"the image's own size can't be drawn, so give one: {error.message}", "size")
+    if error.param == "images":
+        hint = "" if has_images else f"; send it to {EDITS}"
+        return type(error)(error.message + hint, "image")
     return error
 
 
 def _integer(digits: str) -> int | float:
     return int(digits) if len(digits) <= _MAX_DIGITS else float(digits)
+
+
+# What a form's text must look like, how it is read, and what it should have been.
+_TEXTS: dict[str, tuple[re.Pattern[str], Callable[[str], Any], str]] = {
+    "integer": (re.compile(r"[+-]?[0-9]+"), _integer, "an integer"),
+    "number": (re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?"), float, "a number"),
+    "boolean": (re.compile(r"true|false", re.IGNORECASE), lambda text: text.lower() == "true", "true or false"),
+    "string": (re.compile(r".*", re.DOTALL), str, "text"),
+}
+
+
+def _value(name: str, text: str) -> Any:
+    field = FIELDS.get(name) or EDIT_FIELDS.get(name) or {"type": "string"}  # an ignored one is a string
+    pattern, convert, kind = _TEXTS[field["type"]]
+    if not pattern.fullmatch(text):
+        raise InvalidValue(f"{name} must be {kind}", name)
+    return convert(text)

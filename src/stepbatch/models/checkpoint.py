@@ -1,0 +1,99 @@
+"""A checkpoint's folder: where it is, and whether everything that it lists is there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+from stepbatch.config import ModelConfig
+from stepbatch.errors import CheckpointError
+from stepbatch.models.dummy import packaged_config
+from stepbatch.models.weights import read_json
+
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # what is fetched of a repository
+
+
+def find_checkpoint(config: ModelConfig) -> Path:
+    """The folder of ``config.model_path``: a folder, or a repository, which is fetched.
+
+    For random weights, configs are enough: those of some models come with this package.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path, dummy = config.model_path, config.load_format == "dummy"
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    packaged = packaged_config(path)
+    if dummy and packaged:
+        return packaged
+    parts = path.split("/")
+    if len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~"):
+        raise CheckpointError(f"there is no folder {path}")
+    try:
+        return Path(snapshot_download(path, allow_patterns=["*.json", "*.txt"] if dummy else FILES))
+    except GatedRepoError as error:
+        raise CheckpointError(f"{path} is for those who accepted its licence: log in with hf auth login") from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(f"there is no folder {path}, and no such repository on Hugging Face") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        hint = "; --load-format dummy needs none of its files" if packaged else ""
+        raise CheckpointError(
+            f"there is no folder {path}, and the repository is neither in the cache nor within reach{hint}"
+        ) from error
+
+
+def read_index(folder: Path, weights: bool = True) -> dict[str, Any]:
+    """Read ``model_index.json`` and see that every part it lists is there, in safetensors.
+
+    Args:
+        folder: The checkpoint.
+        weights: Whether it is more than configs.
+
+    Raises:
+        CheckpointError: it isn't.
+    """
+    if not (folder / "model_index.json").exists():
+        raise CheckpointError(f"{folder} has no model_index.json: it is not a checkpoint in diffusers' layout")
+    index = read_json(folder / "model_index.json")
+    if not isinstance(index.get("_class_name"), str):
+        raise CheckpointError(f"{folder / 'model_index.json'} names no pipeline")
+    for name, value in index.items():
+        if weights and isinstance(value, list) and value != [None, None]:
+            _check_part(folder / name)
+    return index
+
+
+def _check_part(part: Path) -> None:
+    files = sorted(p.name for p in part.iterdir()) if part.is_dir() else []
+    if not any(f.endswith(".json") for f in files):
+        raise CheckpointError(f"{part.parent} is incomplete: {part.name} is missing")
+    weights = [f for f in files if f.endswith(".safetensors")]
+    if not weights and any(f.endswith(PICKLED) for f in files):
+        raise CheckpointError(f"{part} holds pickled weights, which could run code; only safetensors are loaded")
+    if not weights and part.name not in ("scheduler", "tokenizer", "tokenizer_2", "processor"):
+        raise CheckpointError(f"{part.parent} is incomplete: {part.name} has no weights")
+    for file in files:
+        if file.endswith(".safetensors.index.json"):
+            try:
+                missing = {str(shard) for shard in json.loads((part / file).read_text())["weight_map"].values()} - {
+                    *files
+                }
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise CheckpointError(f"{part / file} is no index of weights") from error
+            if missing:
+                raise CheckpointError(f"{part.parent} is incomplete: {part.name}/{min(missing)} is missing")
+
+
+def checkpoint_name(folder: Path) -> str:
+    """The name of a checkpoint's folder, or of the repository where it lies in the hub's cache."""
+    for part in reversed(folder.resolve().parts):
+        if part.startswith("models--"):
+            return part.split("--")[-1]
+    return folder.resolve().name

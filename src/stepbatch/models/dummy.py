@@ -1,0 +1,202 @@
+"""Random weights from configs alone, at a model's own size and precision, made on the device that uses them.
+
+The configs of well-known models are packaged in ``configs``, in diffusers' layout, so that such a model can be timed
+where its weights are not. What it draws is noise, and no step takes longer or shorter than with the real weights.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5EncoderModel
+
+from stepbatch.errors import CheckpointError
+from stepbatch.models.stand_in import clip_tokenizer, qwen_tokenizer, t5_tokenizer
+from stepbatch.models.weights import read_config, read_json
+
+CONFIGS = Path(__file__).parent / "configs"
+
+LIBRARIES: dict[str, Any] = {"diffusers": diffusers, "transformers": transformers}
+TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
+    "CLIPTokenizer": clip_tokenizer,
+    "Qwen2Tokenizer": qwen_tokenizer,
+    "T5Tokenizer": t5_tokenizer,
+}
+LEFT_OUT = (None, "Qwen2VLProcessor")  # it wants torchvision; its parts are loaded where they are needed
+
+SMALL: dict[str, Any] = {  # by name, wherever in a config it stands; the parts fit each other
+    # transformers: two heads of 32
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "num_attention_heads": 2,
+    "attention_head_dim": 32,
+    "axes_dims_rope": [8, 12, 12],
+    "joint_attention_dim": 32,
+    "pooled_projection_dim": 32,
+    "n_layers": 2,
+    "n_refiner_layers": 1,
+    "n_heads": 2,
+    "n_kv_heads": 2,
+    "dim": 64,
+    "axes_dims": [8, 12, 12],
+    "cap_feat_dim": 32,
+    # text encoders and the vision tower: two heads of 16
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "projection_dim": 32,
+    "mrope_section": [2, 3, 3],
+    "layer_types": ["full_attention"] * 2,
+    "d_model": 32,
+    "d_ff": 64,
+    "d_kv": 16,
+    "num_heads": 2,
+    "depth": 2,
+    "out_hidden_size": 32,
+    "fullatt_block_indexes": [1],
+    # VAEs: as many levels as before
+    "block_out_channels": [8] * 4,
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "base_dim": 8,
+    "num_res_blocks": 1,
+}
+
+
+SMALL_SETTINGS = {"width": 256, "height": 256, "reference_area": 256 * 256, "prompt_image_area": 112 * 112}
+
+
+def packaged_config(path: str) -> Path | None:
+    """The packaged configs of the model that a folder or repository of this name holds; none for unknown models."""
+    name = Path(path).name.lower()
+    return next((folder for folder in sorted(CONFIGS.iterdir()) if folder.name.lower() == name), None)
+
+
+def dummy_components(folder: Path, device: torch.device, dtype: torch.dtype, small: bool) -> dict[str, Any]:
+    """All parts that the configs in ``folder`` name but the transformer, as its pipeline's class takes them.
+
+    Tokenizers are the folder's own where it has them, else stand-ins. Parts that are optional, and a processor of
+    pictures, are ``None``.
+
+    Args:
+        small: The same architecture with hardly any width or depth.
+
+    Raises:
+        CheckpointError: a config is missing, or names a part that can't be made.
+    """
+    parts = {name: kind for name, kind in _classes(folder).items() if name != "transformer"}
+    return {
+        name: _component(folder / name, kind, device, dtype, seed, small)
+        for seed, (name, kind) in enumerate(sorted(parts.items()))
+    }
+
+
+def transformer_config(folder: Path, small: bool) -> dict[str, Any]:
+    """What diffusers' transformer is made with: the config in ``folder``, and defaults where it is silent.
+
+    Raises:
+        CheckpointError: the config is missing, or diffusers has no such transformer.
+    """
+    library, kind = _classes(folder).get("transformer", (None, None))
+    cls = _class(folder / "transformer", library, kind)
+    return _arguments(cls, read_config(folder / "transformer"), small)
+
+
+def dummy_module(build: Callable[[], Any], device: torch.device, dtype: torch.dtype, seed: int) -> Any:
+    """The module that ``build`` makes: its weights random, and made nowhere but on ``device``; its buffers as built."""
+    with init_empty_weights(include_buffers=False):
+        module = build().eval()
+    if isinstance(module, T5EncoderModel):
+        module.tie_weights()
+    made: dict[int, nn.Parameter] = {}
+    for part in module.modules():
+        for name, empty in list(part.named_parameters(recurse=False)):
+            if id(empty) not in made:
+                weights = torch.empty(empty.shape, dtype=dtype, device=device)
+                made[id(empty)] = nn.Parameter(weights, requires_grad=False)
+            setattr(part, name, made[id(empty)])
+        for name, buffer in list(part.named_buffers(recurse=False)):
+            setattr(part, name, buffer.to(device))
+    randomize(module, seed)
+    return module
+
+
+@torch.no_grad()
+def randomize(module: nn.Module, seed: int) -> None:
+    """Fill all parameters in place, so that values neither vanish nor explode however deep the model is."""
+    generators: dict[torch.device, torch.Generator] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.is_meta:  # it has no values
+            continue
+        if parameter.device not in generators:
+            generators[parameter.device] = torch.Generator(parameter.device).manual_seed(seed)
+        last = name.rpartition(".")[2]
+        mean, std = 0.0, 0.02  # biases, and tokens that are learned
+        if last in ("weight", "gamma"):
+            fan_in = parameter[0].numel()
+            mean, std = (0.0, fan_in**-0.5) if fan_in > 1 else (1.0, 0.1)  # a norm has one for a channel
+        parameter.normal_(mean, std, generator=generators[parameter.device])
+
+
+def _classes(folder: Path) -> dict[str, tuple[str | None, str | None]]:
+    """Library and class of each part in ``model_index.json``, ``None`` for a part that is left out."""
+    index = read_json(folder / "model_index.json")
+    return {name: (value[0], value[1]) for name, value in index.items() if isinstance(value, list) and len(value) == 2}
+
+
+def _class(folder: Path, library: str | None, kind: str | None) -> Any:
+    try:
+        return getattr(LIBRARIES[library or ""], kind or "")
+    except (KeyError, AttributeError) as error:
+        raise CheckpointError(f"{folder} is a {kind}, which is not to be had of {library} here") from error
+
+
+def _component(
+    folder: Path, part: tuple[str | None, str | None], device: torch.device, dtype: torch.dtype, seed: int, small: bool
+) -> Any:
+    library, kind = part
+    if kind in LEFT_OUT:
+        return None
+    if "tokenizer" in folder.name:
+        return _tokenizer(folder, kind)
+    cls = _class(folder, library, kind)
+    if (folder / "scheduler_config.json").exists():
+        return cls.from_config(read_json(folder / "scheduler_config.json"))
+    values = read_config(folder)
+    if library == "transformers":
+        config = cls.config_class.from_dict(_shrunk(values) if small else values)
+        return dummy_module(lambda: cls(config), device, dtype, seed)
+    arguments = _arguments(cls, values, small)
+    return dummy_module(lambda: cls(**arguments), device, dtype, seed)
+
+
+def _tokenizer(folder: Path, kind: str | None) -> Any:
+    if (folder / "tokenizer_config.json").exists():
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    stand_in = TOKENIZERS.get((kind or "").removesuffix("Fast"))
+    if stand_in is None:
+        raise CheckpointError(f"{folder} has no files, and there is no stand-in for a {kind}")
+    return stand_in()
+
+
+def _arguments(cls: Any, values: dict[str, Any], small: bool) -> dict[str, Any]:
+    parameters = list(inspect.signature(cls).parameters.values())
+    known = {p.name: values.get(p.name, p.default) for p in parameters}
+    return _shrunk(known) if small else known
+
+
+def _shrunk(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: SMALL[name] if name in SMALL else _shrunk(value) if isinstance(value, dict) else value
+        for name, value in values.items()
+    }

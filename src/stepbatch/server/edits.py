@@ -1,0 +1,64 @@
+"""``POST /v1/images/edits``: a form with files as what it asks for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from stepbatch.config import ServerConfig
+from stepbatch.errors import InvalidValue
+from stepbatch.image_files import read_picture
+from stepbatch.model_info import ModelInfo
+from stepbatch.server.forms import Form, FormLimits
+from stepbatch.server.schema import ImageRequest, check_known, from_texts, parse
+
+
+def form_limits(config: ServerConfig, info: ModelInfo) -> FormLimits:
+    """What an edit may bring."""
+    return FormLimits(
+        body_bytes=config.max_upload_bytes,
+        text_bytes=config.max_body_bytes,
+        file_bytes=config.max_image_bytes,
+        files={"image": info.max_images, "mask": 1},
+        check_name=partial(check_known, edit=True),
+    )
+
+
+def parse_edit(form: Form, info: ModelInfo) -> tuple[ImageRequest, float | None]:
+    """What a form's texts ask for, as ``parse`` has it, and the strength, which goes with the images.
+
+    Raises:
+        RequestError: as ``parse`` does; or there is no image.
+    """
+    values = from_texts(form.texts)
+    strength = values.pop("strength", None)
+    wanted = parse(values, info)
+    if "image" not in form.files:
+        raise InvalidValue("image is required: upload a file, or several", "image")
+    return wanted, strength
+
+
+def with_images(
+    wanted: ImageRequest, strength: float | None, form: Form, info: ModelInfo, max_pixels: int
+) -> ImageRequest:
+    """The same with the form's images and mask. This decodes them, which takes its time.
+
+    An image with holes is its own mask where the model can do nothing with it but fill them, as with OpenAI's DALL-E 2.
+
+    Raises:
+        InvalidValue: a file can't be read, or they don't go together.
+    """
+    files = form.files["image"]
+    images, mask = [], None
+    for number, data in enumerate(files, start=1):
+        picture = read_picture(data, max_pixels, f"image {number}" if len(files) > 1 else "image", "image")
+        images.append(picture.on_white())
+    if "mask" in form.files:
+        mask = read_picture(form.files["mask"][0], max_pixels, "mask", "mask").as_mask()
+    elif len(files) == 1 and strength is None and "inpainting" in info.tasks and "editing" not in info.tasks:
+        mask = picture.as_mask() if picture.has_holes else None
+    try:
+        generation = replace(wanted.generation, images=tuple(images), mask=mask, strength=strength)
+    except InvalidValue as error:
+        raise wanted.blame(error) from None
+    return replace(wanted, generation=generation)

@@ -1,0 +1,137 @@
+"""The fields of an image request: which there are, of what type, and which are taken without effect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stepbatch.request import MAX_GUIDANCE, MAX_OUTPUTS, MAX_PROMPT_CHARACTERS, MAX_SEED, MAX_STEPS
+
+OUTPUT_FORMATS = ("png", "jpeg", "webp")
+RESPONSE_FORMATS = ("b64_json", "url")
+BACKGROUNDS = ("auto", "opaque", "transparent")
+
+# Every field that both routes read, as JSON Schema. The OpenAPI document shows this table; a test holds docs/api.md
+# against it.
+FIELDS: dict[str, dict[str, Any]] = {
+    "prompt": {"type": "string", "maxLength": MAX_PROMPT_CHARACTERS, "description": "What to draw."},
+    "model": {"type": "string", "description": "The served model's name, its path, or the last folder of its path."},
+    "n": {"type": "integer", "minimum": 1, "maximum": MAX_OUTPUTS, "default": 1, "description": "How many pictures."},
+    "size": {"type": "string", "description": "WIDTHxHEIGHT in pixels; auto is the image's, else the model's own."},
+    "width": {"type": "integer", "minimum": 1, "description": "Pixels; goes with height, instead of size."},
+    "height": {"type": "integer", "minimum": 1, "description": "Pixels; goes with width, instead of size."},
+    "response_format": {
+        "type": "string",
+        "enum": list(RESPONSE_FORMATS),
+        "default": "b64_json",
+        "description": "The pictures in the answer itself, or addresses to fetch them from for a while.",
+    },
+    "output_format": {
+        "type": "string",
+        "enum": list(OUTPUT_FORMATS),
+        "default": "png",
+        "description": "The pictures' file format.",
+    },
+    "output_compression": {
+        "type": "integer",
+        "minimum": 0,
+        "maximum": 100,
+        "default": 100,
+        "description": "Quality of jpeg and webp, 100 the best; a png is lossless and takes only 100.",
+    },
+    "negative_prompt": {"type": "string", "maxLength": MAX_PROMPT_CHARACTERS, "description": "What not to draw."},
+    "num_inference_steps": {"type": "integer", "minimum": 1, "maximum": MAX_STEPS, "description": "Denoising steps."},
+    "guidance_scale": {
+        "type": "number",
+        "minimum": 0,
+        "maximum": MAX_GUIDANCE,
+        "description": "Strength of guidance, as the model's diffusers pipeline means it.",
+    },
+    "true_cfg_scale": {
+        "type": "number",
+        "minimum": 0,
+        "maximum": MAX_GUIDANCE,
+        "description": "Strength of classifier-free guidance, for models that have a distilled guidance_scale besides.",
+    },
+    "flow_shift": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "maximum": MAX_GUIDANCE,
+        "description": "Shift of the noise schedule.",
+    },
+    "max_sequence_length": {"type": "integer", "minimum": 1, "description": "The prompt's limit, tokens."},
+    "seed": {
+        "type": "integer",
+        "minimum": 0,
+        "maximum": MAX_SEED,
+        "description": "Of the first picture; the i-th after it has seed + i. Drawn at random where absent.",
+    },
+    "background": {
+        "type": "string",
+        "enum": ["auto", "opaque"],
+        "default": "opaque",
+        "description": "Pictures are opaque; transparent is refused.",
+    },
+    "stream": {"type": "boolean", "enum": [False], "default": False, "description": "Streaming is not served yet."},
+    "partial_images": {"type": "integer", "enum": [0], "default": 0, "description": "Not served yet."},
+    "generator_device": {
+        "type": "string",
+        "enum": ["cpu"],
+        "default": "cpu",
+        "description": "Noise is always drawn on the CPU; another device would draw other noise.",
+    },
+    "enable_upscaling": {"type": "boolean", "enum": [False], "default": False, "description": "Not served."},
+    "output_quality": {
+        "type": "string",
+        "enum": ["default"],
+        "default": "default",
+        "description": "Not served; output_compression is.",
+    },
+}
+
+# What an edit has besides.
+EDIT_FIELDS: dict[str, dict[str, Any]] = {
+    "image": {
+        "type": "array",
+        "items": {"type": "string", "format": "binary"},
+        "minItems": 1,
+        "description": "The image, or several under this name or image[]: PNG, JPEG or WebP files.",
+    },
+    "mask": {
+        "type": "string",
+        "format": "binary",
+        "description": "What to paint anew: transparent, or white in a file without transparency.",
+    },
+    "strength": {
+        "type": "number",
+        "minimum": 0,
+        "maximum": 1,
+        "description": "How far to go from the image that denoising starts from, where the model starts from one.",
+    },
+}
+
+# Fields that are read only to refuse what can't be done: the values that ask for nothing.
+HARMLESS: dict[str, tuple[bool | int | str, str]] = {
+    "stream": (False, "streaming is not served yet"),
+    "partial_images": (0, "partial images are not served yet"),
+    "generator_device": ("cpu", "noise is drawn on the CPU; on another device the pictures would differ"),
+    "enable_upscaling": (False, "upscaling is not served"),
+    "output_quality": ("default", "use output_compression, from 0 to 100"),
+}
+
+# OpenAI's fields that mean nothing to a diffusion model that runs here (background too, where it isn't transparent).
+IGNORED_OPENAI = ("quality", "style", "moderation", "user", "safety_identifier", "input_fidelity")
+
+# Fields that users of SGLang and vLLM-Omni send and that don't say what the picture is: speed, memory, profiling, where
+# that server keeps its files. Those that change the picture (lora, diffusers_kwargs, ...) are unknown, hence refused.
+IGNORED_OTHERS = (
+    "enable_teacache",  # SGLang
+    "upscaling_model_path",  # SGLang; means something with enable_upscaling only
+    "upscaling_scale",  # SGLang; likewise
+    "output_path",  # SGLang
+    "perf_dump_path",  # SGLang
+    "profile",  # SGLang
+    "num_profiled_timesteps",  # SGLang
+    "profile_all_stages",  # SGLang
+    "vae_use_slicing",  # vLLM-Omni
+    "vae_use_tiling",  # vLLM-Omni
+)
