@@ -60,7 +60,7 @@ class Handle:
         self.request = request  # resolved: its seed is fixed, so that a retry draws the same picture
         self.arrival = time.monotonic()
         self.in_engine: set[int] = set()  # outputs that the engine process was given and hasn't ended
-        self.suspects: set[int] = set()  # outputs that were in a unit of work when the engine died
+        self.suspects: set[int] = set()  # outputs to be tried alone: the engine died on one of this request's
         self._cancel = cancel
         self._outputs: dict[int, Output] = {}
         self._error: RequestError | None = None
@@ -344,7 +344,8 @@ class AsyncEngine:
             involved = {index for index in handle.missing if (handle.request_id, index) in jobs}
             if involved & handle.suspects:
                 handle.fail(EngineDied("the engine process died twice while it worked on this request"))
-            handle.suspects |= involved
+            if involved:  # the other outputs have the same prompt, and may be as bad
+                handle.suspects.update(handle.missing)
             self._release(handle)
         self._barren = self._barren + 1 if self._handles and unit is None else 0
         if self._barren == ATTEMPTS:  # something that was submitted ends it at once, and there is no telling what
