@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from stepbatch.errors import CheckpointError
 from stepbatch.models.layers import sinusoids
-from stepbatch.models.packed import Segments, attention, chunk_rows, in_chunks
+from stepbatch.models.packed import Segments, attention, chunk_rows, gather, in_chunks
 from stepbatch.models.two_streams import (
     TIME_CHANNELS,
     Attention,
@@ -28,7 +28,6 @@ from stepbatch.models.two_streams import (
     Order,
     Perceptron,
     bounded,
-    gather,
     modulated,
 )
 
@@ -89,19 +88,21 @@ class DoubleBlock(nn.Module):
         tables = self.norm1_context(vector), self.norm1(vector)  # [S, 6, D]
 
         def text_before(rows: slice) -> torch.Tensor:
-            return attn.project_text(modulated(text[rows], *gather(tables[0][:, :2], order.text_sequence[rows])))
+            return attn.project_text(
+                modulated(text[rows], *gather(tables[0][:, :2], order.text_sequence[rows]).unbind(1))
+            )
 
         def image_before(rows: slice) -> torch.Tensor:
-            x = modulated(image[rows], *gather(tables[1][:, :2], order.image_sequence[rows]))
+            x = modulated(image[rows], *gather(tables[1][:, :2], order.image_sequence[rows]).unbind(1))
             return attn.project(x, layout.image_rotary[rows])
 
         def text_after(rows: slice) -> torch.Tensor:
             update = attn.to_add_out(attended.index_select(0, order.text[rows]))
-            return self.ff_context(text[rows], update, gather(tables[0][:, 2:], order.text_sequence[rows]))  # type: ignore[no-any-return]
+            return self.ff_context(text[rows], update, gather(tables[0][:, 2:], order.text_sequence[rows]).unbind(1))  # type: ignore[no-any-return]
 
         def image_after(rows: slice) -> torch.Tensor:
             update = attn.to_out[0](attended.index_select(0, order.image[rows]))
-            return self.ff(image[rows], update, gather(tables[1][:, 2:], order.image_sequence[rows]))  # type: ignore[no-any-return]
+            return self.ff(image[rows], update, gather(tables[1][:, 2:], order.image_sequence[rows]).unbind(1))  # type: ignore[no-any-return]
 
         joint = order.join(in_chunks(text_before, len(text), size), in_chunks(image_before, len(image), size))
         query, key, value = joint.unbind(1)
@@ -125,11 +126,11 @@ class SingleBlock(nn.Module):
         table = self.norm(vector)  # [S, 3, D]
 
         def before(rows: slice) -> torch.Tensor:
-            shift, scale = gather(table[:, :2], layout.sequence[rows])
+            shift, scale = gather(table[:, :2], layout.sequence[rows]).unbind(1)
             return self.attn.project(modulated(x[rows], shift, scale), layout.rotary[rows])
 
         def after(rows: slice) -> torch.Tensor:
-            shift, scale, gate = gather(table, layout.sequence[rows])
+            shift, scale, gate = gather(table, layout.sequence[rows]).unbind(1)
             mlp = F.gelu(self.proj_mlp(modulated(x[rows], shift, scale)), approximate="tanh")
             return torch.addcmul(x[rows], gate, self.proj_out(torch.cat((attended[rows], mlp), dim=1)))
 
@@ -217,6 +218,6 @@ class Transformer(nn.Module):
         x = layout.order.join(text, image)
         for block in self.single_transformer_blocks:
             x = block(x, vector, layout)
-        scale, shift = gather(self.norm_out(vector), layout.out_sequence)
+        scale, shift = gather(self.norm_out(vector), layout.out_sequence).unbind(1)
         out: torch.Tensor = self.proj_out(modulated(x.index_select(0, layout.out_rows), shift, scale))
         return out

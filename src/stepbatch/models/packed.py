@@ -71,8 +71,9 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segme
 
 
 def _heads_first(rows: torch.Tensor, count: int) -> torch.Tensor:
-    # [count * L, heads, head_dim] -> [count, heads, L, head_dim], without a copy
-    return rows.view(count, -1, *rows.shape[1:]).transpose(1, 2)
+    # [count * L, heads, head_dim] -> [count, heads, L, head_dim]
+    heads = rows.view(count, -1, *rows.shape[1:]).transpose(1, 2)
+    return heads.contiguous() if heads.device.type == "cpu" else heads  # there a head's rows are best side by side
 
 
 def rotate(x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
@@ -87,6 +88,18 @@ def rotate(x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
     """
     pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * rotary).view(x.shape).to(x.dtype)
+
+
+def gather(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """The rows of a small ``[S, ...]`` table for tokens, ``[T, ...]``; ``[1, ...]`` where all of them have the same.
+
+    One row is broadcast for nothing, but whether it is one can't be asked of another device without waiting for it.
+    """
+    if len(table) == 1:
+        return table
+    if index.device.type == "cpu" and bool((index == index[0]).all()):
+        return table[index[0]].unsqueeze(0)
+    return table.index_select(0, index)
 
 
 def chunk_rows(width: int, device: torch.device) -> int:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from stepbatch.errors import CheckpointError
 from stepbatch.models.latents import PATCH
 from stepbatch.models.layers import RMSNorm, sinusoids
-from stepbatch.models.packed import Segments, attention, chunk_rows, in_chunks, rotate
+from stepbatch.models.packed import Segments, attention, chunk_rows, gather, in_chunks, rotate
 from stepbatch.models.two_streams import (
     EPS,
     TIME_CHANNELS,
@@ -29,7 +29,6 @@ from stepbatch.models.two_streams import (
     Order,
     Perceptron,
     bounded,
-    gather,
     modulated,
 )
 
@@ -88,20 +87,20 @@ class Block(nn.Module):
         text_table, image_table = table(self.txt_mod, time), table(self.img_mod, time)
 
         def text_before(rows: slice) -> torch.Tensor:
-            x = modulated(text[rows], *gather(text_table[:, :2], layout.text_time[rows]))
+            x = modulated(text[rows], *gather(text_table[:, :2], layout.text_time[rows]).unbind(1))
             return attn.turned_text(x, layout.text_rotary[rows])
 
         def image_before(rows: slice) -> torch.Tensor:
-            x = modulated(image[rows], *gather(image_table[:, :2], layout.image_time[rows]))
+            x = modulated(image[rows], *gather(image_table[:, :2], layout.image_time[rows]).unbind(1))
             return attn.project(x, layout.image_rotary[rows])
 
         def text_after(rows: slice) -> torch.Tensor:
             update = attn.to_add_out(attended.index_select(0, order.text[rows]))
-            return self.txt_mlp(text[rows], update, gather(text_table[:, 2:], layout.text_time[rows]))  # type: ignore[no-any-return]
+            return self.txt_mlp(text[rows], update, gather(text_table[:, 2:], layout.text_time[rows]).unbind(1))  # type: ignore[no-any-return]
 
         def image_after(rows: slice) -> torch.Tensor:
             update = attn.to_out[0](attended.index_select(0, order.image[rows]))
-            return self.img_mlp(image[rows], update, gather(image_table[:, 2:], layout.image_time[rows]))  # type: ignore[no-any-return]
+            return self.img_mlp(image[rows], update, gather(image_table[:, 2:], layout.image_time[rows]).unbind(1))  # type: ignore[no-any-return]
 
         joint = order.join(in_chunks(text_before, len(text), size), in_chunks(image_before, len(image), size))
         query, key, value = joint.unbind(1)
@@ -179,6 +178,6 @@ class Transformer(nn.Module):
         time = self.embed_time(sigma, image.dtype)
         for block in self.transformer_blocks:
             text, image = block(text, image, time, layout)
-        scale, shift = gather(self.norm_out["linear"](time).view(len(time), 2, -1), layout.out_time)
+        scale, shift = gather(self.norm_out["linear"](time).view(len(time), 2, -1), layout.out_time).unbind(1)
         out: torch.Tensor = self.proj_out(modulated(image.index_select(0, layout.out_rows), shift, 1 + scale))
         return out

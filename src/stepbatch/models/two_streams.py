@@ -69,11 +69,6 @@ def reference_rows(
     return torch.cat(parts), rows
 
 
-def gather(table: torch.Tensor, sequence: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """A table's parts ``[S, parts, D]`` for rows of these sequences, ``[T, D]`` each; ``[1, D]`` if all are of one."""
-    return (table if len(table) == 1 else table.index_select(0, sequence)).unbind(1)
-
-
 def modulated(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Rows, normed and modulated."""
     return torch.addcmul(shift, F.layer_norm(x, x.shape[1:], eps=EPS), scale)

@@ -29,7 +29,7 @@ from stepbatch.models.latents import PATCH, LatentSpace
 from stepbatch.models.layers import Fusible, RMSNorm, TimestepEmbedder
 from stepbatch.models.loading import load_parts, model_info
 from stepbatch.models.noise_schedule import check_flow_match, flow_match_sigmas
-from stepbatch.models.packed import Segments, attention, chunk_rows, in_chunks, rotate
+from stepbatch.models.packed import Segments, attention, chunk_rows, gather, in_chunks, rotate
 from stepbatch.models.text import pad
 from stepbatch.request import GenerationRequest
 
@@ -133,11 +133,11 @@ class Block(nn.Module):
         table = x.new_ones(1, 4 * x.shape[1]) if time is None else self._table(time)
 
         def before(rows: slice) -> torch.Tensor:
-            scale = table[:, : x.shape[1]].index_select(0, job[rows])
+            scale = gather(table[:, : x.shape[1]], job[rows])
             return self.attention.project(self.attention_norm1(x[rows]) * scale, rotary[rows])
 
         def after(rows: slice) -> torch.Tensor:
-            gate, scale_ffn, gate_ffn = table[:, x.shape[1] :].index_select(0, job[rows]).chunk(3, dim=-1)
+            gate, scale_ffn, gate_ffn = gather(table[:, x.shape[1] :], job[rows]).chunk(3, dim=-1)
             update = self.attention_norm2(self.attention.to_out[0](attended[rows]))
             y = torch.addcmul(x[rows], gate, update)
             return torch.addcmul(y, gate_ffn, self.ffn_norm2(self.feed_forward(self.ffn_norm1(y) * scale_ffn)))
