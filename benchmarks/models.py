@@ -2,8 +2,8 @@
 
 Run with: python benchmarks/models.py [--models NAME ...] [--sizes WxH ...] [--batch N ...] [--small] [--device D]
 
-Weights are random (--load-format dummy), so no checkpoint is needed. On a GPU the full-size models are run; --small
-shrinks them to what a CPU can do, which shows what the code around the multiplications costs.
+Weights are random (--load-format dummy), so no checkpoint is needed. On a GPU the full-size models are run; --small, which
+is always so on a CPU, shrinks them, which shows what the code around the multiplications costs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from rich.console import Console
 from parts.common import QUICK, Case, Effort
 from parts.families import against_diffusers, load_pair, matrix_rate, mixed_against_serial
 from parts.report import environment, save, show
+from stepbatch.models.loading import choose_device
 from stepbatch.sizes import parse_size
 
 RESULTS = Path(__file__).parent / "results"
@@ -38,11 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     effort = QUICK if options.quick else Effort()
     torch.set_num_threads(options.threads)
+    small = options.small or choose_device(options.device).type == "cpu"
     console = Console() if sys.stdout.isatty() else Console(width=120)
     measured: dict[str, list[Case]] = {}
     rate = 0.0
     for name in options.models:
-        pair = load_pair(name, options.device, options.small)
+        pair = load_pair(name, options.device, small)
         rate = rate or matrix_rate(pair.ours.device, pair.dtype)
         cases = [
             against_diffusers(pair, size, batch, rate, effort) for size in options.sizes for batch in options.batch
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     about = environment(", ".join(options.models), effort)
-    about |= {"small": options.small, "threads": options.threads, "matrix_tflops": rate / 1e12}
+    about |= {"small": small, "threads": options.threads, "matrix_tflops": rate / 1e12}
     about["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     output = options.output or RESULTS / ("models-quick.json" if options.quick else "models.json")
     save(output, about, measured)

@@ -34,6 +34,7 @@ def blocks(text: str, language: str) -> list[str]:
 def test_every_setting_is_documented(cls: type) -> None:
     for field in dataclasses.fields(cls):
         default = "" if field.default in (None, "") else f"`{field.default}`"
+        default = default.lower() if isinstance(field.default, bool) else default
         if field.default == str(MODEL_PATH):
             default = "the bundled model"
         row = f"| `--{field.name.replace('_', '-')}` | {default} | {field.metadata['help']} |"

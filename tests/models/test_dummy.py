@@ -19,6 +19,7 @@ from stepbatch.engine.engine import Engine
 from stepbatch.engine.runner import load_runner
 from stepbatch.errors import CheckpointError
 from stepbatch.image import InputImage
+from stepbatch.models import dummy
 from stepbatch.models.dummy import (
     CONFIGS,
     dummy_components,
@@ -237,3 +238,10 @@ def test_parts_of_which_there_is_no_dummy(copy: Path) -> None:
     (copy / "model_index.json").write_text('{"tokenizer": ["transformers", "LlamaTokenizer"]}')
     with pytest.raises(CheckpointError, match="no stand-in for a LlamaTokenizer"):
         dummy_components(copy, CPU, torch.float32, small=True)
+
+
+def test_what_does_not_fit_a_cpu_is_refused_before_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 9999999 kB\nMemAvailable: 1048576 kB\n")
+    monkeypatch.setattr(dummy, "MEMORY", tmp_path / "meminfo")
+    with pytest.raises(CheckpointError, match="Linear needs 1.0 GiB of memory, of which 1.0 are free"):
+        dummy_module(lambda: nn.Linear(1 << 14, 1 << 14), CPU, torch.float32, seed=0)

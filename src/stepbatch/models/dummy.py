@@ -23,6 +23,7 @@ from stepbatch.models.stand_in import clip_tokenizer, qwen_tokenizer, t5_tokeniz
 from stepbatch.models.weights import read_config, read_json
 
 CONFIGS = Path(__file__).parent / "configs"
+MEMORY = Path("/proc/meminfo")  # where there is one
 
 LIBRARIES: dict[str, Any] = {"diffusers": diffusers, "transformers": transformers}
 TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
@@ -113,9 +114,14 @@ def transformer_config(folder: Path, small: bool) -> dict[str, Any]:
 
 
 def dummy_module(build: Callable[[], Any], device: torch.device, dtype: torch.dtype, seed: int) -> Any:
-    """The module that ``build`` makes: its weights random, and made nowhere but on ``device``; its buffers as built."""
+    """The module that ``build`` makes: its weights random, and made nowhere but on ``device``; its buffers as built.
+
+    Raises:
+        CheckpointError: there is no room for it.
+    """
     with init_empty_weights(include_buffers=False):
         module = build().eval()
+    _check_room(module, device, dtype)
     if isinstance(module, T5EncoderModel):
         module.tie_weights()
     made: dict[int, nn.Parameter] = {}
@@ -129,6 +135,19 @@ def dummy_module(build: Callable[[], Any], device: torch.device, dtype: torch.dt
             setattr(part, name, buffer.to(device))
     randomize(module, seed)
     return module
+
+
+def _check_room(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """A CPU's memory is given away before it is there, and who takes too much is killed without a word."""
+    if device.type != "cpu" or not MEMORY.exists():
+        return
+    lines = dict(line.split(":") for line in MEMORY.read_text().splitlines())
+    room = int(lines["MemAvailable"].split()[0]) / 2**20
+    need = sum(p.numel() for p in module.parameters()) * dtype.itemsize / 2**30
+    if need > room:
+        raise CheckpointError(
+            f"its {type(module).__name__} needs {need:.1f} GiB of memory, of which {room:.1f} are free"
+        )
 
 
 @torch.no_grad()
