@@ -2,8 +2,8 @@
 
 Run with: python benchmarks/models.py [--models NAME ...] [--sizes WxH ...] [--batch N ...] [--small] [--device D]
 
-Weights are random (--load-format dummy), so no checkpoint is needed. On a GPU the full-size models are run; --small, which
-is always so on a CPU, shrinks them, which shows what the code around the multiplications costs.
+Weights are random (--load-format dummy), so no checkpoint is needed. On a GPU the full-size models are run; --small,
+which is always so on a CPU, shrinks them, and shows what the code around the multiplications costs.
 """
 
 from __future__ import annotations

@@ -243,5 +243,5 @@ def test_parts_of_which_there_is_no_dummy(copy: Path) -> None:
 def test_what_does_not_fit_a_cpu_is_refused_before_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "meminfo").write_text("MemTotal: 9999999 kB\nMemAvailable: 1048576 kB\n")
     monkeypatch.setattr(dummy, "MEMORY", tmp_path / "meminfo")
-    with pytest.raises(CheckpointError, match="Linear needs 1.0 GiB of memory, of which 1.0 are free"):
+    with pytest.raises(CheckpointError, match=r"Linear needs .* of which"):
         dummy_module(lambda: nn.Linear(1 << 14, 1 << 14), CPU, torch.float32, seed=0)
