@@ -69,7 +69,7 @@ def _bare_group(model: Model, requests: Sequence[GenerationRequest], embeddings:
     for step in range(sigmas.shape[1] - 1):
         parts = torch.split(model.denoise(layout, latents, sigmas[:, step]), twice)
         velocity = model.guide(torch.cat(parts[::2]), torch.cat(parts[1::2]), scale)
-        euler_step(latents, velocity, sigmas[rows, step, None], sigmas[rows, step + 1, None])
+        latents = euler_step(latents, velocity, sigmas[rows, step, None], sigmas[rows, step + 1, None])
     return [
         model.decode(part, *request.size).mul(255).round().to(torch.uint8).numpy().tobytes()
         for request, part in zip(requests, torch.split(latents, counts), strict=True)

@@ -82,9 +82,9 @@ class BatchingConfig:
     dynamic_batch_delay_ms: float = _option(
         0.0, "how long a request waits for company; native models never wait, so it does nothing there", low=0
     )
-    max_batch_tokens: int = _option(8192, "the most tokens in a denoising step; a larger job runs by itself", low=1)
+    max_batch_tokens: int = _option(40960, "the most tokens in a denoising step; a larger job runs by itself", low=1)
     max_encodes_per_step: int = _option(
-        4, "the most requests whose prompts and images are encoded, together, between two steps", low=1
+        4, "the most requests, or images of them, that are encoded, together, between two steps", low=1
     )
     max_decodes_per_step: int = _option(2, "the most pictures that are decoded between two steps", low=1)
 

@@ -51,7 +51,7 @@ class AutoSize(msgspec.Struct, frozen=True, kw_only=True):
         if self.shapes:
             return nearest_shape(image.width, image.height, self.shapes)
         if self.area:
-            return within(*of_area(image.width, image.height, self.area, self.multiple), longest, multiple)
+            return within(*of_area(image.width, image.height, self.area, self.multiple), longest, self.multiple)
         return within(image.width, image.height, longest, multiple)
 
 

@@ -121,7 +121,8 @@ class GenerationRequest:
             return getattr(defaults, name) if value is None and name in info.uses else value
 
         negative = default("negative_prompt")
-        if negative is None and info.guidance.needs_negative and (getattr(self, info.guidance.field) or 0) > 1:
+        asked = getattr(self, info.guidance.field)
+        if negative is None and info.guidance.needs_negative and asked is not None and asked > info.guidance.off:
             negative = ""
         resolved = replace(
             self,
@@ -135,9 +136,9 @@ class GenerationRequest:
             strength=defaults.strength if self.strength is None and self.mask else self.strength,
             seed=random.SystemRandom().randint(0, 2**32 - 1) if self.seed is None else self.seed,
         )
-        if resolved.first_step == resolved.num_inference_steps:
-            steps = f"{resolved.num_inference_steps} step{'s' * (resolved.num_inference_steps != 1)}"
-            raise InvalidValue(f"strength must leave a step to take: {self.strength:g} of {steps} is none", "strength")
+        if resolved.steps == 0:
+            of = f"{resolved.num_inference_steps} step{'s' * (resolved.num_inference_steps != 1)}"
+            raise InvalidValue(f"strength must leave a step to take: {resolved.strength:g} of {of} is none", "strength")
         return resolved
 
 

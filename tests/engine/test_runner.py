@@ -1,6 +1,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tests.models.parity import disc, picture
 from tests.recording import RecordingRunner, make_engine, run
 
 from stepbatch.config import BatchingConfig, EngineConfig, MemoryConfig, ModelConfig
+from stepbatch.engine import runner as runner_module
 from stepbatch.engine.engine import Engine
 from stepbatch.engine.messages import Failure, FromEngine, Output, Submit
 from stepbatch.engine.runner import TorchRunner, load_runner
@@ -187,6 +189,25 @@ def test_an_image_passes_the_vae_once_for_all_outputs(
     outputs = engine.generate([request, replace(request, width=96, height=64)])
     assert sizes == [(64, 64), (96, 64)]
     assert len({output.pixels for output in outputs[0]}) == 3
+
+
+def test_a_step_that_fails_at_its_end_can_be_tried_again(
+    z_image_runner: TorchRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, mask = picture(64, 64), disc(64, 64)
+    request = GenerationRequest(prompt="w1", images=(image,), mask=mask, strength=1.0, num_inference_steps=3, seed=1)
+    requests = [request, replace(request, seed=2)]
+    expected = run(make_engine(z_image_runner), requests)
+    blend, faults = runner_module._blend, iter([True])
+
+    def failing(*args: Any) -> None:
+        if next(faults, False):
+            raise torch.OutOfMemoryError("as if")
+        blend(*args)
+
+    monkeypatch.setattr(runner_module, "_blend", failing)
+    again = run(make_engine(z_image_runner), requests)
+    assert max((a[0] - b[0]).abs().max() for a, b in zip(again, expected, strict=True)) < TOLERANCE
 
 
 def test_nothing_is_kept_of_jobs_that_ended(z_image_runner: TorchRunner) -> None:

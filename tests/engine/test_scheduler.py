@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from stepbatch.config import BatchingConfig
 from stepbatch.engine.scheduler import Plan, Scheduler
 from stepbatch.errors import GenerationFailed
+from stepbatch.image import InputImage
 from stepbatch.request import GenerationRequest, Job, JobState
 
 serial = count()
@@ -226,3 +227,17 @@ def test_jobs_that_ended_within_the_step_stay_where_they_are() -> None:
     assert advance(under_test, plan) == []
     assert (gone.step, here.step) == (0, 1)
     assert list(under_test.decoding.values()) == [here]
+
+
+def test_images_count_as_much_as_requests_in_what_is_encoded_at_once() -> None:
+    under_test = scheduler(encodes=3)
+    image = InputImage(1, 1, bytes(3))
+    for name, images in (("a", 2), ("b", 2), ("c", 1), ("d", 5)):
+        request = GenerationRequest(prompt="x", num_inference_steps=9, seed=0, images=(image,) * images)
+        under_test.add(Job(name, 0, request, 1, 0.0))
+    encoded = []
+    for _ in range(3):
+        plan = under_test.schedule()
+        encoded.append([one.request_id for one in plan.encode])
+        advance(under_test, plan)
+    assert encoded == [["a", "c"], ["b"], ["d"]]  # one that is over the limit by itself is encoded by itself

@@ -1,14 +1,16 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 from stepbatch.config import DefaultsConfig, EngineConfig, ModelConfig
 from stepbatch.errors import CheckpointError, OptionError, SetupError
-from stepbatch.models import load_model
+from stepbatch.models import checkpoint, load_model
 from stepbatch.models.checkpoint import checkpoint_name
 from stepbatch.models.loading import choose_dtype
 
@@ -178,3 +180,41 @@ def test_names(tmp_path: Path) -> None:
     cached.mkdir(parents=True)
     assert checkpoint_name(cached) == "Model-Name"
     assert checkpoint_name(tmp_path) == tmp_path.name
+
+
+@pytest.mark.parametrize("name", ["embed_tokens.weight", "norm.weight"])
+def test_a_text_encoder_without_one_of_its_parameters_is_refused(copy: Path, name: str) -> None:
+    [file] = (copy / "text_encoder").glob("*.safetensors")
+    tensors = load_file(file)
+    [key] = [key for key in tensors if key.endswith(name) and "layers" not in key]
+    save_file({k: v for k, v in tensors.items() if k != key}, file, metadata={"format": "pt"})
+    assert name in refusal(copy)
+
+
+@pytest.mark.parametrize("text", [
+    '{"strength": 0}', '{"strength": 5}', '{"max_sequence_length": 100000}', '{"reference_area": 0}',
+    '{"max_side": -1}',
+])  # fmt: skip
+def test_overrides_that_no_request_could_live_with(copy: Path, text: str) -> None:
+    (copy / "stepbatch.json").write_text(text)
+    assert "stepbatch.json" in refusal(copy)
+
+
+def test_only_the_parts_that_the_index_lists_are_fetched(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A repository may have the same weights again, in one file at its top or in other precisions."""
+    repository = [
+        *(str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()),
+        "everything.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors", "other/model.safetensors", "x.png",
+    ]  # fmt: skip
+    fetched: set[str] = set()
+
+    def snapshot(name: str, **patterns: Any) -> str:
+        assert name == "someone/model"
+        fetched.update(filter_repo_objects(repository, **patterns))
+        return str(copy)
+
+    monkeypatch.setattr(checkpoint, "snapshot_download", snapshot)
+    assert checkpoint.find_checkpoint(ModelConfig(model_path="someone/model")) == copy
+    assert fetched == {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()}

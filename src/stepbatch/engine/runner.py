@@ -126,9 +126,10 @@ class TorchRunner:
         if batch.guided is not None:
             velocity = self._guide(velocity.float(), batch.guided)
         after = sigma_next[batch.row_job]
-        euler_step(batch.latents, velocity, sigma[batch.row_job], after)
+        latents = euler_step(batch.latents, velocity, sigma[batch.row_job], after)
         if batch.blended is not None:
-            _blend(batch.latents, batch.blended, after)
+            _blend(latents, batch.blended, after)
+        batch.latents.copy_(latents)  # only now, when nothing can fail any more, so that a step can be tried again
         batch.step += 1
         self._stay_close()
 

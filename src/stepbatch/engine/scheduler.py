@@ -76,16 +76,17 @@ class Scheduler:
         """Choose the next step's jobs. Jobs to encode go to ``ENCODING``; the rest change in ``advance``."""
         plan = Plan(decode=self._decodes())
         room = self.limits.max_batch_tokens
-        encodes: set[str] = set()  # requests: the jobs of one share their prompt's embedding
+        encodes: dict[str, int] = {}  # of requests, whose jobs share what is encoded: how much there is
         for job in self.denoising.values():
             if len(plan.denoise) == self.limits.dynamic_batch_max_size:
                 break
             if plan.denoise and (job.tokens > room or job.alone):
                 continue
             if job.state is JobState.WAITING:
-                if job.request_id not in encodes and len(encodes) == self.limits.max_encodes_per_step:
+                encodes.setdefault(job.request_id, max(1, len(job.request.images)))
+                if len(encodes) > 1 and sum(encodes.values()) > self.limits.max_encodes_per_step:
+                    del encodes[job.request_id]
                     continue
-                encodes.add(job.request_id)
                 plan.encode.append(job)
             plan.denoise.append(job)
             room -= job.tokens

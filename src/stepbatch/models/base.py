@@ -1,6 +1,7 @@
 """The contract of a native model, and what all of them do alike.
 
-A family is one file that subclasses ``Model`` and one line in ``models.NATIVE``. Nothing outside this folder knows it.
+A family is one file (two, where the transformer fills one) that subclasses ``Model``, and a line for each of its
+pipelines in ``models.NATIVE``. Nothing outside this folder knows it.
 ``docs/adding-a-model.md`` walks through one.
 """
 
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 from stepbatch.config import EngineConfig
@@ -20,6 +22,7 @@ from stepbatch.errors import InvalidValue
 from stepbatch.image import InputImage
 from stepbatch.model_info import ModelInfo
 from stepbatch.models.latents import LatentSpace, Posterior
+from stepbatch.models.noise_schedule import flow_match_sigmas
 from stepbatch.request import GenerationRequest
 
 
@@ -95,6 +98,7 @@ class Model(ABC):
     info: ModelInfo
     device: torch.device
     space: LatentSpace
+    noise_scheduler: FlowMatchEulerDiscreteScheduler
     transformer: nn.Module
 
     @abstractmethod
@@ -110,14 +114,9 @@ class Model(ABC):
         """Embed prompts, together; each as if it were alone."""
 
     @abstractmethod
-    def sigmas(self, request: GenerationRequest) -> torch.Tensor:
-        """The noise schedule of a request before ``strength`` shortens it, fp32 ``[steps + 1]``."""
-
-    @abstractmethod
     def layout(self, sequences: Sequence[PackedSequence]) -> Any:
         """Indices, rotary embeddings and segments of a batch; made anew only when its members change."""
 
-    @abstractmethod
     def denoise(self, layout: Any, latents: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """Predict the velocity (noise minus data) of every sequence's picture in one forward pass.
 
@@ -129,6 +128,13 @@ class Model(ABC):
         Returns:
             ``[R', C]``, the rows of each sequence's picture, in the order of the sequences.
         """
+        velocity: torch.Tensor = self.transformer(latents, sigma, layout)
+        return velocity
+
+    def sigmas(self, request: GenerationRequest) -> torch.Tensor:
+        """The noise schedule of a request before ``strength`` shortens it, fp32 ``[steps + 1]``."""
+        rows, columns = self.space.grid(*request.size)
+        return flow_match_sigmas(self.noise_scheduler, request, rows * columns)
 
     def check(self, request: GenerationRequest) -> None:
         """Raise ``InvalidValue`` for a resolved request that can't be served, an over-long prompt for one."""

@@ -11,11 +11,14 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from stepbatch.config import ModelConfig
 from stepbatch.errors import CheckpointError
+from stepbatch.models.defaults import OVERRIDES_FILE
 from stepbatch.models.dummy import packaged_config
 from stepbatch.models.weights import read_json
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # what is fetched of a repository
+CONFIGS = ("*.json", "*.txt", "*.model", "*.jinja")  # what is fetched of each part of a repository
+WEIGHTS = ("*.safetensors",)
+VARIANTS = ["*.fp16.*", "*.bf16.*", "*.fp8.*"]  # the same weights again, and not fetched
 
 
 def find_checkpoint(config: ModelConfig) -> Path:
@@ -37,7 +40,7 @@ def find_checkpoint(config: ModelConfig) -> Path:
     if len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~"):
         raise CheckpointError(f"there is no folder {path}")
     try:
-        return Path(snapshot_download(path, allow_patterns=["*.json", "*.txt"] if dummy else FILES))
+        return _fetch(path, CONFIGS if dummy else CONFIGS + WEIGHTS)
     except GatedRepoError as error:
         raise CheckpointError(f"{path} is for those who accepted its licence: log in with hf auth login") from error
     except RepositoryNotFoundError as error:
@@ -47,6 +50,16 @@ def find_checkpoint(config: ModelConfig) -> Path:
         raise CheckpointError(
             f"there is no folder {path}, and the repository is neither in the cache nor within reach{hint}"
         ) from error
+
+
+def _fetch(repository: str, patterns: tuple[str, ...]) -> Path:
+    """The index and, of the parts it lists, what matches: many a repository has all weights in one more file."""
+    folder = Path(snapshot_download(repository, allow_patterns=["model_index.json", OVERRIDES_FILE]))
+    index = read_json(folder / "model_index.json")
+    parts = [name for name, value in index.items() if isinstance(value, list)]
+    wanted = [f"{part}/{pattern}" for part in parts for pattern in patterns]
+    wanted += ["model_index.json", OVERRIDES_FILE]
+    return Path(snapshot_download(repository, allow_patterns=wanted, ignore_patterns=VARIANTS))
 
 
 def read_index(folder: Path, weights: bool = True) -> dict[str, Any]:

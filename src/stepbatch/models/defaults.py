@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from stepbatch.config import DefaultsConfig
 from stepbatch.errors import CheckpointError, InvalidValue, OptionError
@@ -18,13 +19,18 @@ from stepbatch.sizes import parse_size
 OVERRIDES_FILE = "stepbatch.json"
 
 
+Pixels = Annotated[int, Meta(ge=1)]
+Area = Annotated[int, Meta(ge=32 * 32)]
+
+
 class Settings(Defaults, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the table or the overrides file may say of a checkpoint."""
 
-    min_side: int = 1  # pixels
-    max_side: int = 2048  # pixels
-    reference_area: int = 1024 * 1024  # what an editing model's references are brought to for the VAE, pixels
-    prompt_image_area: int = 384 * 384  # likewise, for a text encoder that sees them
+    strength: Annotated[float, Meta(gt=0, le=1)] = 0.6
+    min_side: Pixels = 1
+    max_side: Pixels = 2048
+    reference_area: Area = 1024 * 1024  # what an editing model's references are brought to for the VAE, pixels
+    prompt_image_area: Area = 384 * 384  # likewise, for a text encoder that sees them
 
 
 def settings(known: dict[str, Any], folder: Path, longest_side: int, longest_prompt: int) -> Settings:
@@ -40,6 +46,8 @@ def settings(known: dict[str, Any], folder: Path, longest_side: int, longest_pro
         if nulls := [name for name, value in overrides.items() if value is None and known.get(name) is not None]:
             raise msgspec.ValidationError(f"{nulls[0]} must not be null")
         values = msgspec.convert(known | overrides, Settings)
+        if not 1 <= values.max_sequence_length <= longest_prompt:
+            raise msgspec.ValidationError(f"max_sequence_length must be from 1 to {longest_prompt}")
     except (msgspec.MsgspecError, OSError) as error:
         raise CheckpointError(f"{path} can't be used: {error}") from error
     longest = min(values.max_side, longest_side)

@@ -23,7 +23,7 @@ from stepbatch.models.defaults import settings
 from stepbatch.models.flux_transformer import Layout, Transformer
 from stepbatch.models.latents import PATCH, LatentSpace
 from stepbatch.models.loading import load_parts, model_info
-from stepbatch.models.noise_schedule import check_flow_match, flow_match_sigmas
+from stepbatch.models.noise_schedule import check_flow_match
 from stepbatch.models.packed import Segments
 from stepbatch.models.two_streams import Order, reference_rows
 from stepbatch.request import GenerationRequest
@@ -104,10 +104,6 @@ class Flux(Model):
             hidden.update(zip(members, self.t5(torch.tensor(ids, device=self.device))[0], strict=True))
         return [Embedding(*self.transformer.embed_prompt(hidden[i], pooled[i])) for i in range(len(prompts))]
 
-    def sigmas(self, request: GenerationRequest) -> torch.Tensor:
-        rows, columns = self.space.grid(*request.size)
-        return flow_match_sigmas(self.noise_scheduler, request, rows * columns)
-
     def layout(self, sequences: Sequence[PackedSequence]) -> Layout:
         text = torch.tensor([len(s.prompt.rows) for s in sequences])
         picture = torch.tensor([s.latents.stop - s.latents.start for s in sequences])
@@ -138,10 +134,6 @@ class Flux(Model):
             out_rows=order.image[of_picture],
             out_sequence=order.image_sequence[of_picture],
         )
-
-    def denoise(self, layout: Layout, latents: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        velocity: torch.Tensor = self.transformer(latents, sigma, layout)
-        return velocity
 
     def _rotary(self, rows: int, columns: int, first: int) -> torch.Tensor:
         """Of a picture with so many tokens, ``[rows * columns, 1, head_dim / 2]``; ``first`` is 1 for a reference."""

@@ -165,6 +165,8 @@ class Transformer(nn.Module):
         heads = config["num_attention_heads"]
         dim = heads * config["attention_head_dim"]
         self.axes_dims: list[int] = config["axes_dims_rope"]
+        if sum(self.axes_dims) != config["attention_head_dim"]:
+            raise CheckpointError("its transformer's axes_dims_rope don't add up to attention_head_dim")
         self.is_guided: bool = config["guidance_embeds"]
         self.time_text_embed = Conditioning(dim, config["pooled_projection_dim"], self.is_guided)
         self.context_embedder = nn.Linear(config["joint_attention_dim"], dim)

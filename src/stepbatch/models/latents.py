@@ -91,7 +91,7 @@ class LatentSpace:
         pixels = self._pictures.preprocess(picture, height, width).to(self.device, self.vae.dtype)
         seen = self.vae.encode(pixels.unsqueeze(2) if self.is_video else pixels).latent_dist
         shape = (self.channels, height // self.pixel, width // self.pixel)
-        return Posterior(seen.mean.float().view(shape), seen.std.float().view(shape))
+        return Posterior(seen.mean.float().reshape(shape).clone(), seen.std.float().view(shape))
 
     def rows(self, latents: torch.Tensor) -> torch.Tensor:
         """``[C, h, w]`` out of the VAE to rows of what the transformer works on, ``[N, C']``."""

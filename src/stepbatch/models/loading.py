@@ -28,6 +28,9 @@ from stepbatch.request import GenerationRequest
 
 T = TypeVar("T", bound=torch.nn.Module)
 
+FAULTS = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError)  # of files, as the loaders tell them
+LOADING = (*FAULTS, ImportError, SafetensorError)
+
 
 def choose_device(name: str) -> torch.device:
     """The device that ``--device`` means.
@@ -40,6 +43,8 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # events and streams are of the current one
     except (RuntimeError, AssertionError) as error:
         raise OptionError(f"--device {name} is not to be had here") from error
     return device
@@ -56,7 +61,6 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 class Parts(Generic[T]):
     """A checkpoint's parts, loaded."""
 
-    folder: Path
     name: str  # the folder's, or the repository's
     pipeline_class: str  # in model_index.json
     pipeline: Any  # diffusers', without a transformer, for its other parts; it is never called
@@ -101,13 +105,15 @@ def load_parts(
         rest = _load_rest(pipeline, folder, dtype)
     if config.model.fuse_projections:
         fuse(ours)
+        if where.type == "cuda":
+            torch.cuda.empty_cache()  # of the single layers, which no other tensor's size matches
     if memory.dit_layerwise_offload:
         offload_blocks(ours, device)
     for part, module in rest.components.items():
         if isinstance(module, torch.nn.Module):
             _place(part, module, device, memory)
     name, kind = checkpoint_name(folder), read_index(folder, weights=False)["_class_name"]
-    return Parts(folder, name, kind, rest, ours, values, SMALL_SETTINGS if small else {}, device, dtype)
+    return Parts(name, kind, rest, ours, values, SMALL_SETTINGS if small else {}, device, dtype)
 
 
 def _load_rest(pipeline: type[DiffusionPipeline], folder: Path, dtype: torch.dtype) -> Any:
@@ -115,7 +121,7 @@ def _load_rest(pipeline: type[DiffusionPipeline], folder: Path, dtype: torch.dty
     absent = {name: None for name in ("transformer", "processor") if name in read_index(folder)}
     try:
         rest = pipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True, **absent)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
+    except LOADING as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{folder} can't be loaded: {reason}") from error
     for part, module in rest.components.items():
@@ -147,7 +153,8 @@ def _file_names(name: str, part: torch.nn.Module) -> set[str]:
     pieces = name.split(".")
     if not isinstance(part, PreTrainedModel):
         return {name}
-    return {name, ".".join(pieces[1:]), ".".join(pieces[:1] + pieces[2:])}
+    renamed = ".".join(pieces[1:]), ".".join(pieces[:1] + pieces[2:])
+    return {name, *(other for other in renamed if "." in other)}  # "weight" alone is anything's
 
 
 def _place(name: str, part: torch.nn.Module, device: torch.device, memory: MemoryConfig) -> None:

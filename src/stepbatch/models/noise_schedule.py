@@ -66,7 +66,7 @@ def flow_match_sigmas(
 def euler_step(
     latents: torch.Tensor, velocity: torch.Tensor, sigma: torch.Tensor, sigma_next: torch.Tensor
 ) -> torch.Tensor:
-    """One step of the flow's differential equation, in place.
+    """One step of the flow's differential equation, ``[R, C]``.
 
     Args:
         latents: fp32 ``[R, C]``.
@@ -74,4 +74,4 @@ def euler_step(
         sigma: fp32 ``[R, 1]``, each row's now.
         sigma_next: fp32 ``[R, 1]``, each row's after this step.
     """
-    return latents.addcmul_(velocity.float(), sigma_next - sigma)
+    return torch.addcmul(latents, velocity.float(), sigma_next - sigma)

@@ -21,7 +21,7 @@ from stepbatch.models.base import Embedding, Model, PackedSequence, Prompt
 from stepbatch.models.defaults import Settings, settings
 from stepbatch.models.latents import PATCH, LatentSpace
 from stepbatch.models.loading import Parts, load_parts, model_info
-from stepbatch.models.noise_schedule import check_flow_match, flow_match_sigmas
+from stepbatch.models.noise_schedule import check_flow_match
 from stepbatch.models.packed import Segments
 from stepbatch.models.qwen_transformer import Layout, Transformer
 from stepbatch.models.text import pad
@@ -90,10 +90,6 @@ class QwenImage(Model):
         states: torch.Tensor = self.text_encoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         return states
 
-    def sigmas(self, request: GenerationRequest) -> torch.Tensor:
-        rows, columns = self.space.grid(*request.size)
-        return flow_match_sigmas(self.noise_scheduler, request, rows * columns)
-
     def layout(self, sequences: Sequence[PackedSequence]) -> Layout:
         text = torch.tensor([len(s.prompt.rows) for s in sequences])
         picture = torch.tensor([s.latents.stop - s.latents.start for s in sequences])
@@ -124,10 +120,6 @@ class QwenImage(Model):
             out_rows=is_out.nonzero().flatten(),
             out_time=image_time[is_out],
         )
-
-    def denoise(self, layout: Layout, latents: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        velocity: torch.Tensor = self.transformer(latents, sigma, layout)
-        return velocity
 
     def guide(self, positive: torch.Tensor, negative: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         combined = super().guide(positive, negative, scale)

@@ -35,7 +35,7 @@ class QwenImageEdit(QwenImage):
     """A loaded Qwen-Image-Edit checkpoint."""
 
     PIPELINE = QwenImageEditPipeline
-    DEFAULTS = QwenImage.DEFAULTS | {"prompt_image_area": 1024 * 1024}
+    DEFAULTS = QwenImage.DEFAULTS | {"prompt_image_area": 1024 * 1024, "max_side": 4096}  # for long images
     TASKS: ClassVar[tuple[Task, ...]] = ("editing",)
     MAX_IMAGES: ClassVar = 1
     FOLLOWS: ClassVar[Literal["first", "last"]] = "first"  # the image that an output without a size takes after
@@ -123,7 +123,7 @@ class QwenImageEditPlus(QwenImageEdit):
     """A loaded Qwen-Image-Edit-2509 or -2511 checkpoint: several references, and small ones for the text encoder."""
 
     PIPELINE = QwenImageEditPlusPipeline
-    DEFAULTS = QwenImage.DEFAULTS | {"prompt_image_area": 384 * 384}
+    DEFAULTS = QwenImageEdit.DEFAULTS | {"prompt_image_area": 384 * 384}
     NAMED: ClassVar[dict[str, dict[str, Any]]] = {
         f"qwen-image-edit-{version}": {"num_inference_steps": 40} for version in ("2509", "2511")
     }

@@ -134,6 +134,8 @@ class Transformer(nn.Module):
         dim = heads * config["attention_head_dim"]
         self.channels: int = config["in_channels"]
         self.axes_dims: list[int] = config["axes_dims_rope"]
+        if sum(self.axes_dims) != config["attention_head_dim"]:
+            raise CheckpointError("its transformer's axes_dims_rope don't add up to attention_head_dim")
         self.references_finished: bool = config["zero_cond_t"]
         self.time_text_embed = nn.ModuleDict({"timestep_embedder": Perceptron(TIME_CHANNELS, dim)})
         self.txt_norm = RMSNorm(config["joint_attention_dim"], EPS)

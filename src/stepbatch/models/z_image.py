@@ -28,7 +28,7 @@ from stepbatch.models.defaults import settings
 from stepbatch.models.latents import PATCH, LatentSpace
 from stepbatch.models.layers import Fusible, RMSNorm, TimestepEmbedder
 from stepbatch.models.loading import load_parts, model_info
-from stepbatch.models.noise_schedule import check_flow_match, flow_match_sigmas
+from stepbatch.models.noise_schedule import check_flow_match
 from stepbatch.models.packed import Segments, attention, chunk_rows, gather, in_chunks, rotate
 from stepbatch.models.text import pad
 from stepbatch.request import GenerationRequest
@@ -271,17 +271,14 @@ class ZImage(Model):
 
     def encode(self, prompts: Sequence[Prompt]) -> list[Embedding]:
         ids, mask = pad([prompt.ids[0] for prompt in prompts], self.device)
-        hidden = self.text_encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[-2]
+        encoder = self.text_encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
+        hidden = encoder.hidden_states[-2]
         features = [row[: len(prompt.ids[0])] for row, prompt in zip(hidden, prompts, strict=True)]
         return [Embedding(rows.clone()) for rows in self.transformer.refine_prompts(features)]
 
     def length(self, request: GenerationRequest, prompt: Prompt) -> int:
         rows, columns = self.space.grid(*request.size)
         return padded(rows * columns) + prompt.length
-
-    def sigmas(self, request: GenerationRequest) -> torch.Tensor:
-        rows, columns = self.space.grid(*request.size)
-        return flow_match_sigmas(self.noise_scheduler, request, rows * columns)
 
     def layout(self, sequences: Sequence[PackedSequence]) -> Layout:
         grids = [self.space.grid(*s.request.size) for s in sequences]
@@ -319,10 +316,6 @@ class ZImage(Model):
             out_rows=torch.cat(out_rows).to(self.device),
             out_job=jobs.repeat_interleave(torch.tensor(counts)).to(self.device),
         )
-
-    def denoise(self, layout: Layout, latents: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        velocity: torch.Tensor = self.transformer(latents, sigma, layout)
-        return velocity
 
     def guide(self, positive: torch.Tensor, negative: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         return positive + scale * (positive - negative)  # not the usual form: 0 is no guidance, as in diffusers
