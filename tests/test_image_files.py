@@ -147,6 +147,11 @@ def scans(count: int) -> bytes:
     return file(image(), "JPEG").replace(b"\xff\xd9", count * b"\xff\xda\0\x02" + b"\xff\xd9")
 
 
+def test_a_film_behind_a_picture_has_no_scans() -> None:
+    data = file(image(), "JPEG")
+    assert read(data + 1000 * b"\xff\xda\0\x02").on_white() == read(data).on_white()
+
+
 REFUSED = {
     "empty": (b"", "is empty"),
     "text": (b"https://example.com/a.png", "is not a PNG, JPEG or WebP file"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from stepbatch.image import InputImage
 MAX_SCANS = 100  # of a JPEG, which has about ten: each is a pass over all its pixels, and takes but a few bytes
 
 _DAMAGE = (OSError, SyntaxError, ValueError)  # what Pillow finds, in its words
+_MARKER = re.compile(rb"\xff+[\x01-\xcf\xd9-\xfe]")  # but for those within a scan: restarts, and a value of 255
 _ORIENTATION = 0x0112  # EXIF's tag
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -105,7 +107,7 @@ def _open(data: bytes) -> ImageFile:
             raise _Refused("is animated; a single picture is needed")
         return PngImageFile(io.BytesIO(data))
     if data.startswith(b"\xff\xd8\xff"):
-        if data.count(b"\xff\xda") > MAX_SCANS:
+        if _scans(data) > MAX_SCANS:
             raise _Refused(f"has more than {MAX_SCANS} scans")
         return _Jpeg(io.BytesIO(data))  # of a file with more pictures behind it, as cameras write, the first
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
@@ -125,6 +127,18 @@ def _check_transparency(image: ImageFile, data: bytes) -> None:
     depth, kind = data[24], data[25]  # the header is the first chunk
     if "transparency" in image.info and kind in (0, 2) and depth not in (1, 8):
         raise _Refused(f"has a transparent colour of {depth} bits; an alpha channel can be read")
+
+
+def _scans(data: bytes) -> int:
+    """How many scans a JPEG has, up to its end: phones put films behind it."""
+    count, position = 0, 2
+    while marker := _MARKER.search(data, position):
+        kind, position = data[marker.end() - 1], marker.end()
+        if kind == 0xD9:  # the end
+            break
+        count += kind == 0xDA
+        position += int.from_bytes(data[position : position + 2], "big")  # of its own bytes, none is a marker
+    return count
 
 
 def _png_chunks(data: bytes) -> Iterator[bytes]:

@@ -69,6 +69,8 @@ class GenerationRequest:
         if self.flow_shift == 0:
             raise InvalidValue("flow_shift must be more than 0", "flow_shift")
         object.__setattr__(self, "strength", _check_float("strength", self.strength, 1.0))
+        if not isinstance(self.images, list | tuple):
+            raise InvalidValue("images must be a list", "images")
         object.__setattr__(self, "images", tuple(self.images))
         _check_images(self)
 
@@ -177,7 +179,8 @@ def _check_task(request: GenerationRequest, info: ModelInfo) -> None:
         if "text-to-image" not in info.tasks:
             raise InvalidValue("this model edits images and needs one: it can't draw from a prompt alone", "images")
         return
-    limit = info.max_images if request.mask is None and request.strength is None else 1
+    given = next((name for name in ("mask", "strength") if getattr(request, name) is not None), None)
+    limit = 1 if given else info.max_images
     for name, task in (("mask", "inpainting"), ("strength", "image-to-image")):
         if getattr(request, name) is not None and task not in info.tasks:
             able = f"this model can do {', '.join(info.tasks)}"
@@ -191,7 +194,8 @@ def _check_task(request: GenerationRequest, info: ModelInfo) -> None:
             "strength",
         )
     if len(request.images) > limit:
-        raise InvalidValue(f"there must be at most {limit} image{'s' * (limit != 1)} here", "images")
+        where = f"with {given}" if given else "on this model"
+        raise InvalidValue(f"there must be at most {limit} image{'s' * (limit != 1)} {where}", "images")
 
 
 def _size(request: GenerationRequest, info: ModelInfo) -> tuple[int, int]:

@@ -340,7 +340,6 @@ def test_an_image_with_a_hole_is_its_own_mask_where_the_model_can_only_fill_it()
         ([("image", with_hole(0))], {}, (*PAINTS, "editing")),
         ([("image", with_hole(0))], {"strength": "0.5"}, PAINTS),
         ([("image", with_hole(0))], {}, ("editing",)),
-        ([("image", with_hole(0)), ("image", with_hole(0))], {}, PAINTS),
     ],
 )
 def test_otherwise_a_hole_is_only_white(
@@ -358,6 +357,23 @@ def test_an_image_without_a_hole_is_no_mask() -> None:
     assert request.mask == pixels(HALF.rotate(180))
 
 
+@pytest.mark.parametrize(
+    ("texts", "tasks", "param"),
+    [
+        ({"guidance_scale": "101"}, PAINTS, "guidance_scale"),
+        ({"size": "9x9"}, PAINTS, "size"),
+        ({"strength": "0"}, PAINTS, "strength"),
+        ({"strength": "0.5"}, ("editing",), "strength"),
+    ],
+)
+def test_what_no_picture_can_make_right_is_refused_before_any_is_decoded(
+    monkeypatch: pytest.MonkeyPatch, texts: dict[str, str], tasks: tuple[Task, ...], param: str
+) -> None:
+    monkeypatch.setattr(edits, "read_picture", lambda *_: pytest.fail("decoded"))
+    response, _ = asked(("image", file(ROOM)), tasks=tasks, **texts)
+    assert_error(response, 400, "invalid_value", param)
+
+
 def test_files_are_decoded_in_threads_and_not_kept_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[str] = []
     read = edits.read_picture
@@ -373,7 +389,7 @@ def test_files_are_decoded_in_threads_and_not_kept_on_disk(monkeypatch: pytest.M
     assert len(data) > 1 << 20
     asked(("image", data), ("mask", file(Image.new("L", (800, 800)))))
     assert len(threads) == 2
-    assert all(thread.startswith("images") for thread in threads)
+    assert all(thread.startswith("uploads") for thread in threads)
 
 
 @pytest.mark.parametrize("sent", [1.0, 0.5])

@@ -7,13 +7,15 @@ import os
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it says at import which image processors it can't have
 
 from stepbatch.config import EngineConfig
-from stepbatch.errors import CheckpointError
+from stepbatch.errors import CheckpointError, InvalidValue, OptionError
+from stepbatch.image import InputImage
 from stepbatch.models.base import Model
 from stepbatch.models.checkpoint import find_checkpoint, read_index
 from stepbatch.models.flux import Flux, FluxKontext
 from stepbatch.models.qwen_image import QwenImage
 from stepbatch.models.qwen_image_edit import QwenImageEdit, QwenImageEditPlus
 from stepbatch.models.z_image import ZImage
+from stepbatch.request import GenerationRequest
 
 NATIVE: dict[str, type[Model]] = {  # the pipeline's class in model_index.json
     "FluxImg2ImgPipeline": Flux,
@@ -44,4 +46,17 @@ def load_model(config: EngineConfig) -> Model:
         raise CheckpointError(
             f"{config.model.model_path} is a {pipeline}, which has no native model; there are: {', '.join(NATIVE)}"
         )
-    return NATIVE[pipeline](config, folder)
+    model = NATIVE[pipeline](config, folder)
+    _check_defaults(model)
+    return model
+
+
+def _check_defaults(model: Model) -> None:
+    """Raise ``OptionError`` if a request that says nothing could not be served."""
+    info = model.info
+    images = () if "text-to-image" in info.tasks else (InputImage(64, 64, bytes(3 * 64 * 64)),)
+    values = {name: getattr(info.defaults, name) for name in ("guidance_scale", "true_cfg_scale", "negative_prompt")}
+    try:
+        model.check(GenerationRequest(prompt="any", images=images, **values).resolve(info))
+    except InvalidValue as error:
+        raise OptionError(f"the default {error.message}") from error

@@ -12,6 +12,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from stepbatch.config import ModelConfig
 from stepbatch.errors import CheckpointError
 from stepbatch.models.defaults import OVERRIDES_FILE
+from stepbatch.models.dummy import CONFIGS as PACKAGED
 from stepbatch.models.dummy import packaged_config
 from stepbatch.models.weights import read_json
 
@@ -46,6 +47,9 @@ def find_checkpoint(config: ModelConfig) -> Path:
     except RepositoryNotFoundError as error:
         raise CheckpointError(f"there is no folder {path}, and no such repository on Hugging Face") from error
     except (OSError, ValueError, RuntimeError) as error:
+        if dummy:
+            known = ", ".join(sorted(folder.name for folder in PACKAGED.iterdir()))
+            raise CheckpointError(f"there are no configs of {path} here or within reach, but of {known}") from error
         hint = "; --load-format dummy needs none of its files" if packaged else ""
         raise CheckpointError(
             f"there is no folder {path}, and the repository is neither in the cache nor within reach{hint}"

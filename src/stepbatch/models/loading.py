@@ -15,8 +15,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from stepbatch.config import EngineConfig, MemoryConfig
-from stepbatch.errors import CheckpointError, InvalidValue, OptionError
-from stepbatch.image import InputImage
+from stepbatch.errors import CheckpointError, OptionError
 from stepbatch.model_info import ModelInfo
 from stepbatch.models.checkpoint import checkpoint_name, read_index
 from stepbatch.models.defaults import Settings, make_defaults
@@ -24,7 +23,6 @@ from stepbatch.models.dummy import SMALL_SETTINGS, dummy_components, dummy_modul
 from stepbatch.models.layers import fuse
 from stepbatch.models.offload import CPU, offload_blocks, offload_part, possible_offload
 from stepbatch.models.weights import load_weights
-from stepbatch.request import GenerationRequest
 
 T = TypeVar("T", bound=torch.nn.Module)
 
@@ -179,12 +177,8 @@ def model_info(
     longest_prompt: int,
     **more: Any,
 ) -> ModelInfo:
-    """What a loaded model says of itself; the limits given are the architecture's, the settings' may be tighter.
-
-    Raises:
-        OptionError: a ``--default-...`` flag has a value that the model can't serve.
-    """
-    info = ModelInfo(
+    """What a loaded model says of itself; the limits given are the architecture's, the settings' may be tighter."""
+    return ModelInfo(
         id=config.model.served_model_name or parts.name,
         path=config.model.model_path,
         pipeline=parts.pipeline_class,
@@ -197,16 +191,3 @@ def model_info(
         defaults=make_defaults(values, config.defaults),
         **more,
     )
-    check_defaults(info)
-    return info
-
-
-def check_defaults(info: ModelInfo) -> None:
-    """Raise ``OptionError`` if a request that says nothing could not be served."""
-    images = () if "text-to-image" in info.tasks else (InputImage(64, 64, bytes(3 * 64 * 64)),)
-    names = ("guidance_scale", "true_cfg_scale", "negative_prompt")
-    values = {name: getattr(info.defaults, name) for name in names}
-    try:
-        GenerationRequest(prompt="any", images=images, **values).resolve(info)
-    except InvalidValue as error:
-        raise OptionError(f"the default {error.message}") from error

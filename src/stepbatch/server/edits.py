@@ -7,6 +7,7 @@ from functools import partial
 
 from stepbatch.config import ServerConfig
 from stepbatch.errors import InvalidValue
+from stepbatch.image import InputImage
 from stepbatch.image_files import read_picture
 from stepbatch.model_info import ModelInfo
 from stepbatch.server.forms import Form, FormLimits
@@ -38,12 +39,33 @@ def parse_edit(form: Form, info: ModelInfo) -> tuple[ImageRequest, float | None]
     return wanted, strength
 
 
+def check_before_decoding(wanted: ImageRequest, strength: float | None, form: Form, info: ModelInfo) -> None:
+    """Refuse what no picture could make right, before any of them costs time: tiny ones take their places.
+
+    Raises:
+        InvalidValue: the request can't be served.
+    """
+    width = wanted.generation.width or info.defaults.width  # an automatic one is the images' own affair
+    height = wanted.generation.height or info.defaults.height
+    masked = "mask" in form.files or (strength is None and _may_be_its_own_mask(form, info))
+    try:
+        images = (InputImage(1, 1, bytes(3)),) * len(form.files["image"])
+        mask = InputImage(1, 1, bytes(1)) if masked else None
+        tried = replace(wanted.generation, width=width, height=height, images=images, mask=mask, strength=strength)
+        tried.resolve(info)
+    except InvalidValue as error:
+        raise wanted.blame(error) from None
+
+
+def _may_be_its_own_mask(form: Form, info: ModelInfo) -> bool:
+    """Whether an image's holes say what to fill, as with OpenAI's DALL-E 2: where nothing else can be done with it."""
+    return len(form.files["image"]) == 1 and "inpainting" in info.tasks and "editing" not in info.tasks
+
+
 def with_images(
     wanted: ImageRequest, strength: float | None, form: Form, info: ModelInfo, max_pixels: int
 ) -> ImageRequest:
     """The same with the form's images and mask. This decodes them, which takes its time.
-
-    An image with holes is its own mask where the model can do nothing with it but fill them, as with OpenAI's DALL-E 2.
 
     Raises:
         InvalidValue: a file can't be read, or they don't go together.
@@ -55,7 +77,7 @@ def with_images(
         images.append(picture.on_white())
     if "mask" in form.files:
         mask = read_picture(form.files["mask"][0], max_pixels, "mask", "mask").as_mask()
-    elif len(files) == 1 and strength is None and "inpainting" in info.tasks and "editing" not in info.tasks:
+    elif strength is None and _may_be_its_own_mask(form, info):
         mask = picture.as_mask() if picture.has_holes else None
     try:
         generation = replace(wanted.generation, images=tuple(images), mask=mask, strength=strength)

@@ -17,7 +17,7 @@ from stepbatch.engine.client import AsyncEngine
 from stepbatch.engine.messages import Output
 from stepbatch.errors import InternalError, InvalidValue, RequestCancelled, RequestError
 from stepbatch.server.body import read_body, unless_gone
-from stepbatch.server.edits import form_limits, parse_edit, with_images
+from stepbatch.server.edits import check_before_decoding, form_limits, parse_edit, with_images
 from stepbatch.server.files import FileStore
 from stepbatch.server.forms import read_form
 from stepbatch.server.images import Threads, encode_image
@@ -52,7 +52,8 @@ class ImageRoutes:
         info, max_pixels = self.engine.info, self.config.max_image_pixels
         form = await read_form(request, form_limits(self.config, info))
         wanted, strength = parse_edit(form, info)
-        decoding = self.threads.run(lambda: with_images(wanted, strength, form, info, max_pixels))
+        check_before_decoding(wanted, strength, form, info)
+        decoding = self.threads.decode(lambda: with_images(wanted, strength, form, info, max_pixels))
         return await unless_gone(request, decoding)
 
     async def _count(self, request: Request, read: Callable[[Request], Awaitable[ImageRequest]]) -> Response:

@@ -27,15 +27,25 @@ def encode_image(output: Output, output_format: str, quality: int) -> bytes:
 
 
 class Threads:
-    """A few threads for work that would hold up the event loop."""
+    """A few threads for work that would hold up the event loop.
+
+    Uploads have one of their own: what takes long to decode, and much memory, comes one by one, and holds up nobody's
+    answer.
+    """
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="images")
+        self._answers = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="answers")
+        self._uploads = ThreadPoolExecutor(1, thread_name_prefix="uploads")
 
     async def run(self, work: Callable[[], T]) -> T:
-        """What ``work`` returns, or raises, in one of the threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        """What ``work``, on an answer, returns or raises."""
+        return await asyncio.get_running_loop().run_in_executor(self._answers, work)
+
+    async def decode(self, work: Callable[[], T]) -> T:
+        """What ``work``, on an upload, returns or raises."""
+        return await asyncio.get_running_loop().run_in_executor(self._uploads, work)
 
     def close(self) -> None:
         """Finish what has begun."""
-        self._pool.shutdown()
+        self._answers.shutdown()
+        self._uploads.shutdown()

@@ -104,7 +104,7 @@ def _schemas() -> Schema:
         "ImageRequest": _request(
             {name: field if name == "prompt" else _or_null(field) for name, field in FIELDS.items()}, ["prompt"]
         ),
-        "EditRequest": _request({**FIELDS, **EDIT_FIELDS}, ["prompt", "image"]),
+        "EditRequest": _edit(),
         "ImagesResponse": _answer(),
     }
 
@@ -128,6 +128,11 @@ def _request(fields: Schema, required: list[str]) -> Schema:
         "required": required,
         "additionalProperties": False,
     }
+
+
+def _edit() -> Schema:
+    schema = _request({**FIELDS, **EDIT_FIELDS, "image[]": EDIT_FIELDS["image"]}, ["prompt"])
+    return {**schema, "anyOf": [{"required": ["image"]}, {"required": ["image[]"]}]}
 
 
 def _or_null(field: Schema) -> Schema:
