@@ -24,8 +24,7 @@ from stepbatch.models.flux_transformer import Layout, Transformer
 from stepbatch.models.latents import PATCH, LatentSpace
 from stepbatch.models.loading import load_parts, model_info
 from stepbatch.models.noise_schedule import check_flow_match
-from stepbatch.models.packed import Segments
-from stepbatch.models.two_streams import Order, reference_rows
+from stepbatch.models.two_streams import Order
 from stepbatch.request import GenerationRequest
 from stepbatch.sizes import nearest_shape
 
@@ -105,34 +104,26 @@ class Flux(Model):
         return [Embedding(*self.transformer.embed_prompt(hidden[i], pooled[i])) for i in range(len(prompts))]
 
     def layout(self, sequences: Sequence[PackedSequence]) -> Layout:
-        text = torch.tensor([len(s.prompt.rows) for s in sequences])
-        picture = torch.tensor([s.latents.stop - s.latents.start for s in sequences])
-        references, rows_of_job = reference_rows(sequences, self.transformer.channels, self.device)
-        image = picture + torch.tensor([len(rows_of_job[s.job]) for s in sequences])
-        order = Order.of(text, image, self.device)
-        of_picture = order.within_image < picture.to(self.device)[order.image_sequence]
-        rows, turns = [], []
+        order = Order.of(sequences, self.transformer.channels, self.device)
+        turns = []
         for s in sequences:
-            rows += [torch.arange(s.latents.start, s.latents.stop), rows_of_job[s.job]]
             turns.append(self.rotary(*self.space.grid(*s.request.size), 0))
             turns += [self.rotary(*self.space.grid(r.width, r.height), 1) for r in s.references]
         rotary = torch.cat(turns)
-        unturned = torch.ones((int(text.sum()), *rotary.shape[1:]), dtype=rotary.dtype, device=self.device)
+        unturned = torch.ones((len(order.text), *rotary.shape[1:]), dtype=rotary.dtype, device=self.device)
         guidance = torch.tensor([s.request.guidance_scale or 0.0 for s in sequences], device=self.device)
         pooled = torch.stack([s.prompt.pooled for s in sequences if s.prompt.pooled is not None])
         return Layout(
             job=torch.tensor([s.job for s in sequences], device=self.device),
             condition=self.transformer.condition(pooled, guidance),
             text=torch.cat([s.prompt.rows for s in sequences]),
-            references=self.transformer.embed_picture(references),
-            image_rows=torch.cat(rows).to(self.device),
+            references=self.transformer.embed_picture(order.references),
             order=order,
-            segments=Segments.of((text + image).tolist()),
             image_rotary=rotary,
             rotary=order.join(unturned, rotary),
             sequence=order.join(order.text_sequence, order.image_sequence),
-            out_rows=order.image[of_picture],
-            out_sequence=order.image_sequence[of_picture],
+            out_rows=order.image[order.pictures],
+            out_sequence=order.image_sequence[order.pictures],
         )
 
     def _rotary(self, rows: int, columns: int, first: int) -> torch.Tensor:

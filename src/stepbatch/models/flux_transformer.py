@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from stepbatch.errors import CheckpointError
 from stepbatch.models.layers import sinusoids
-from stepbatch.models.packed import Segments, attention, chunk_rows, gather, in_chunks
+from stepbatch.models.packed import attention, chunk_rows, gather, in_chunks
 from stepbatch.models.two_streams import (
     TIME_CHANNELS,
     Attention,
@@ -27,7 +27,9 @@ from stepbatch.models.two_streams import (
     JointAttention,
     Order,
     Perceptron,
+    Stream,
     bounded,
+    meet,
     modulated,
 )
 
@@ -42,9 +44,7 @@ class Layout:
     condition: torch.Tensor  # [S, D], what the modulation depends on besides the timestep
     text: torch.Tensor  # [Tt, D]
     references: torch.Tensor  # [Q, D]
-    image_rows: torch.Tensor  # [Ti] row of the latents and then the references
     order: Order
-    segments: Segments  # of the joint sequences
     image_rotary: torch.Tensor  # complex64 [Ti, 1, head_dim / 2]
     rotary: torch.Tensor  # complex64 [T, 1, head_dim / 2]; text is at the origin, where nothing turns
     sequence: torch.Tensor  # [T]
@@ -85,29 +85,26 @@ class DoubleBlock(nn.Module):
         """``[Tt, D]`` and ``[Ti, D]`` to the same."""
         order, attn = layout.order, self.attn
         size = chunk_rows(4 * image.shape[1], image.device)
-        tables = self.norm1_context(vector), self.norm1(vector)  # [S, 6, D]
-
-        def text_before(rows: slice) -> torch.Tensor:
-            return attn.project_text(
-                modulated(text[rows], *gather(tables[0][:, :2], order.text_sequence[rows]).unbind(1))
-            )
-
-        def image_before(rows: slice) -> torch.Tensor:
-            x = modulated(image[rows], *gather(tables[1][:, :2], order.image_sequence[rows]).unbind(1))
-            return attn.project(x, layout.image_rotary[rows])
-
-        def text_after(rows: slice) -> torch.Tensor:
-            update = attn.to_add_out(attended.index_select(0, order.text[rows]))
-            return self.ff_context(text[rows], update, gather(tables[0][:, 2:], order.text_sequence[rows]).unbind(1))  # type: ignore[no-any-return]
-
-        def image_after(rows: slice) -> torch.Tensor:
-            update = attn.to_out[0](attended.index_select(0, order.image[rows]))
-            return self.ff(image[rows], update, gather(tables[1][:, 2:], order.image_sequence[rows]).unbind(1))  # type: ignore[no-any-return]
-
-        joint = order.join(in_chunks(text_before, len(text), size), in_chunks(image_before, len(image), size))
-        query, key, value = joint.unbind(1)
-        attended = attention(query, key, value, layout.segments)
-        return bounded(in_chunks(text_after, len(text), size)), in_chunks(image_after, len(image), size)
+        words = Stream(
+            text,
+            self.norm1_context(vector),
+            order.text_sequence,
+            order.text,
+            lambda x, rows: attn.project_text(x, None),  # at the origin, where nothing turns
+            attn.to_add_out,
+            self.ff_context,
+        )
+        pictures = Stream(
+            image,
+            self.norm1(vector),
+            order.image_sequence,
+            order.image,
+            lambda x, rows: attn.project(x, layout.image_rotary[rows]),
+            attn.to_out[0],
+            self.ff,
+        )
+        attended = meet(words, pictures, order, size)
+        return bounded(words.after(attended, size)), pictures.after(attended, size)
 
 
 class SingleBlock(nn.Module):
@@ -135,7 +132,7 @@ class SingleBlock(nn.Module):
             return torch.addcmul(x[rows], gate, self.proj_out(torch.cat((attended[rows], mlp), dim=1)))
 
         query, key, value = in_chunks(before, len(x), size).unbind(1)
-        attended = attention(query, key, value, layout.segments)
+        attended = attention(query, key, value, layout.order.segments)
         return bounded(in_chunks(after, len(x), size))
 
 
@@ -213,7 +210,7 @@ class Transformer(nn.Module):
         time = (sigma * 1000).to(dtype) / 1000 * 1000
         time = self.time_text_embed.timestep_embedder(sinusoids(time, TIME_CHANNELS).to(dtype))  # [J, D]
         vector = F.silu(time.index_select(0, layout.job) + layout.condition)  # [S, D]
-        image = torch.cat((self.embed_picture(latents), layout.references)).index_select(0, layout.image_rows)
+        image = torch.cat((self.embed_picture(latents), layout.references)).index_select(0, layout.order.sources)
         text = layout.text
         for block in self.transformer_blocks:
             text, image = block(text, image, vector, layout)

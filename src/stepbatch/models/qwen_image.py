@@ -22,10 +22,9 @@ from stepbatch.models.defaults import Settings, settings
 from stepbatch.models.latents import PATCH, LatentSpace
 from stepbatch.models.loading import Parts, load_parts, model_info
 from stepbatch.models.noise_schedule import check_flow_match
-from stepbatch.models.packed import Segments
 from stepbatch.models.qwen_transformer import Layout, Transformer
 from stepbatch.models.text import pad
-from stepbatch.models.two_streams import Order, reference_rows
+from stepbatch.models.two_streams import Order
 from stepbatch.request import GenerationRequest
 
 LONGEST_SIDE = 8192  # pixels; the architecture has no limit of its own
@@ -91,34 +90,26 @@ class QwenImage(Model):
         return states
 
     def layout(self, sequences: Sequence[PackedSequence]) -> Layout:
-        text = torch.tensor([len(s.prompt.rows) for s in sequences])
-        picture = torch.tensor([s.latents.stop - s.latents.start for s in sequences])
-        references, rows_of_job = reference_rows(sequences, self.transformer.channels, self.device)
-        image = picture + torch.tensor([len(rows_of_job[s.job]) for s in sequences])
-        order = Order.of(text, image, self.device)
+        order = Order.of(sequences, self.transformer.channels, self.device)
         job = torch.tensor([s.job for s in sequences], device=self.device)
-        is_out = order.within_image < picture.to(self.device)[order.image_sequence]
         image_time = job[order.image_sequence]
         if self.transformer.references_finished:
-            image_time = torch.where(is_out, image_time, job.max() + 1)
-        rows, text_rotary, image_rotary = [], [], []
+            finished = (job.max() + 1).expand(len(image_time))
+            image_time = finished.index_copy(0, order.pictures, image_time[order.pictures])
+        text_rotary, image_rotary = [], []
         for s in sequences:
             grids = [self.space.grid(*s.request.size), *(self.space.grid(r.width, r.height) for r in s.references)]
-            rows += [torch.arange(s.latents.start, s.latents.stop), rows_of_job[s.job]]
             image_rotary += [self.picture_rotary(*grid, index) for index, grid in enumerate(grids)]
             text_rotary.append(self.text_rotary(len(s.prompt.rows), max(max(grid) // 2 for grid in grids)))
         return Layout(
             text=torch.cat([s.prompt.rows for s in sequences]),
             text_rotary=torch.cat(text_rotary),
             text_time=job[order.text_sequence],
-            references=self.transformer.embed_picture(references),
-            image_rows=torch.cat(rows).to(self.device),
+            references=self.transformer.embed_picture(order.references),
             image_rotary=torch.cat(image_rotary),
             image_time=image_time,
             order=order,
-            segments=Segments.of((text + image).tolist()),
-            out_rows=is_out.nonzero().flatten(),
-            out_time=image_time[is_out],
+            out_time=image_time[order.pictures],
         )
 
     def guide(self, positive: torch.Tensor, negative: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

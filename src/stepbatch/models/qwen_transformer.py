@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from stepbatch.errors import CheckpointError
 from stepbatch.models.latents import PATCH
 from stepbatch.models.layers import RMSNorm, sinusoids
-from stepbatch.models.packed import Segments, attention, chunk_rows, gather, in_chunks, rotate
+from stepbatch.models.packed import chunk_rows, gather
 from stepbatch.models.two_streams import (
     EPS,
     TIME_CHANNELS,
@@ -28,7 +28,9 @@ from stepbatch.models.two_streams import (
     JointAttention,
     Order,
     Perceptron,
+    Stream,
     bounded,
+    meet,
     modulated,
 )
 
@@ -44,23 +46,10 @@ class Layout:
     text_rotary: torch.Tensor  # complex64 [Tt, 1, head_dim / 2]
     text_time: torch.Tensor  # [Tt] row of the modulation's tables
     references: torch.Tensor  # [Q, D]
-    image_rows: torch.Tensor  # [Ti] row of the latents and then the references
     image_rotary: torch.Tensor  # complex64 [Ti, 1, head_dim / 2]
     image_time: torch.Tensor  # [Ti]
     order: Order
-    segments: Segments  # of the joint sequences
-    out_rows: torch.Tensor  # [R'] the rows among Ti that are denoised
     out_time: torch.Tensor  # [R']
-
-
-class Attention(JointAttention):
-    """The projections around attention; here text has positions, too."""
-
-    def turned_text(self, x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
-        """As ``project``, for text."""
-        query, key, value = self.joined("to_added_qkv", x).view(len(x), 3, self.heads, -1).unbind(1)
-        query, key = rotate(self.norm_added_q(query), rotary), rotate(self.norm_added_k(key), rotary)
-        return torch.stack((query, key, value), dim=1)
 
 
 class Block(nn.Module):
@@ -74,7 +63,7 @@ class Block(nn.Module):
         self.is_last = is_last
         self.img_mod = nn.Sequential(nn.Identity(), nn.Linear(dim, 6 * dim))
         self.txt_mod = nn.Sequential(nn.Identity(), nn.Linear(dim, 6 * dim))
-        self.attn = Attention(dim, heads)
+        self.attn = JointAttention(dim, heads)
         self.img_mlp = FeedForward(dim)
         self.txt_mlp = FeedForward(dim)
 
@@ -84,29 +73,27 @@ class Block(nn.Module):
         """``[Tt, D]`` and ``[Ti, D]``, with the timesteps' ``[J, D]``, to the same."""
         order, attn = layout.order, self.attn
         size = chunk_rows(4 * image.shape[1], image.device)
-        text_table, image_table = table(self.txt_mod, time), table(self.img_mod, time)
-
-        def text_before(rows: slice) -> torch.Tensor:
-            x = modulated(text[rows], *gather(text_table[:, :2], layout.text_time[rows]).unbind(1))
-            return attn.turned_text(x, layout.text_rotary[rows])
-
-        def image_before(rows: slice) -> torch.Tensor:
-            x = modulated(image[rows], *gather(image_table[:, :2], layout.image_time[rows]).unbind(1))
-            return attn.project(x, layout.image_rotary[rows])
-
-        def text_after(rows: slice) -> torch.Tensor:
-            update = attn.to_add_out(attended.index_select(0, order.text[rows]))
-            return self.txt_mlp(text[rows], update, gather(text_table[:, 2:], layout.text_time[rows]).unbind(1))  # type: ignore[no-any-return]
-
-        def image_after(rows: slice) -> torch.Tensor:
-            update = attn.to_out[0](attended.index_select(0, order.image[rows]))
-            return self.img_mlp(image[rows], update, gather(image_table[:, 2:], layout.image_time[rows]).unbind(1))  # type: ignore[no-any-return]
-
-        joint = order.join(in_chunks(text_before, len(text), size), in_chunks(image_before, len(image), size))
-        query, key, value = joint.unbind(1)
-        attended = attention(query, key, value, layout.segments)
-        image = bounded(in_chunks(image_after, len(image), size))
-        return text if self.is_last else bounded(in_chunks(text_after, len(text), size)), image
+        words = Stream(
+            text,
+            table(self.txt_mod, time),
+            layout.text_time,
+            order.text,
+            lambda x, rows: attn.project_text(x, layout.text_rotary[rows]),
+            attn.to_add_out,
+            self.txt_mlp,
+        )
+        pictures = Stream(
+            image,
+            table(self.img_mod, time),
+            layout.image_time,
+            order.image,
+            lambda x, rows: attn.project(x, layout.image_rotary[rows]),
+            attn.to_out[0],
+            self.img_mlp,
+        )
+        attended = meet(words, pictures, order, size)
+        image = bounded(pictures.after(attended, size))
+        return text if self.is_last else bounded(words.after(attended, size)), image
 
 
 def table(modulation: nn.Module, time: torch.Tensor) -> torch.Tensor:
@@ -176,10 +163,10 @@ class Transformer(nn.Module):
     def forward(self, latents: torch.Tensor, sigma: torch.Tensor, layout: Layout) -> torch.Tensor:
         """``[R, C]`` latents and each job's ``[J]`` sigma to ``[R', C]`` velocities."""
         text = layout.text
-        image = torch.cat((self.embed_picture(latents), layout.references)).index_select(0, layout.image_rows)
+        image = torch.cat((self.embed_picture(latents), layout.references)).index_select(0, layout.order.sources)
         time = self.embed_time(sigma, image.dtype)
         for block in self.transformer_blocks:
             text, image = block(text, image, time, layout)
         scale, shift = gather(self.norm_out["linear"](time).view(len(time), 2, -1), layout.out_time).unbind(1)
-        out: torch.Tensor = self.proj_out(modulated(image.index_select(0, layout.out_rows), shift, 1 + scale))
+        out: torch.Tensor = self.proj_out(modulated(image.index_select(0, layout.order.pictures), shift, 1 + scale))
         return out

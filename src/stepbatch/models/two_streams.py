@@ -7,7 +7,7 @@ in another. Parameter names are those that diffusers has in these families' tran
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from stepbatch.models.base import PackedSequence
 from stepbatch.models.layers import Fusible, RMSNorm
-from stepbatch.models.packed import rotate
+from stepbatch.models.packed import Segments, attention, gather, in_chunks, rotate
 
 TIME_CHANNELS = 256
 EPS = 1e-6
@@ -25,27 +25,45 @@ EPS = 1e-6
 
 @dataclass(eq=False)
 class Order:
-    """Where text and image rows are in the joint sequences, each of which has its text first."""
+    """Where the rows of a batch's sequences are: in the two streams, and joined, each sequence with its text first."""
 
     text: torch.Tensor  # [Tt] row among T
     image: torch.Tensor  # [Ti]
     text_sequence: torch.Tensor  # [Tt]
     image_sequence: torch.Tensor  # [Ti]
-    within_image: torch.Tensor  # [Ti] row of the sequence's image rows
+    pictures: torch.Tensor  # [R'] the rows among Ti that are denoised
+    sources: torch.Tensor  # [Ti] row of the latents and then the references
+    references: torch.Tensor  # fp32 [Q, C], each job's once
+    segments: Segments  # of the joint sequences
 
     @classmethod
-    def of(cls, text: torch.Tensor, image: torch.Tensor, device: torch.device) -> Order:
-        """For sequences with so many rows of text and of images, ``[S]`` each."""
+    def of(cls, sequences: Sequence[PackedSequence], channels: int, device: torch.device) -> Order:
+        """For these, whose pictures and references have so many ``channels``."""
+        of_job = {s.job: s.references for s in sequences}
+        at = max(s.latents.stop for s in sequences)
+        references, rows_of_job = [torch.empty((0, channels), device=device)], {}
+        for job, members in of_job.items():
+            count = sum(len(reference.rows) for reference in members)
+            rows_of_job[job] = torch.arange(at, at + count)
+            at += count
+            references += [reference.rows for reference in members]
+        sources = [(torch.arange(s.latents.start, s.latents.stop), rows_of_job[s.job]) for s in sequences]
+        text = torch.tensor([len(s.prompt.rows) for s in sequences])
+        image = torch.tensor([len(picture) + len(others) for picture, others in sources])
         text_sequence = torch.arange(len(text)).repeat_interleave(text)
         image_sequence = torch.arange(len(image)).repeat_interleave(image)
         text_rows, image_rows = torch.arange(len(text_sequence)), torch.arange(len(image_sequence))
         image_before = image.cumsum(0) - image
+        pictures = [begin + torch.arange(len(own)) for begin, (own, _) in zip(image_before, sources, strict=True)]
         return cls(
             text=(text_rows + image_before[text_sequence]).to(device),
             image=(image_rows + text.cumsum(0)[image_sequence]).to(device),
             text_sequence=text_sequence.to(device),
             image_sequence=image_sequence.to(device),
-            within_image=(image_rows - image_before[image_sequence]).to(device),
+            pictures=torch.cat(pictures).to(device),
+            sources=torch.cat([rows for both in sources for rows in both]).to(device),
+            references=torch.cat(references),
+            segments=Segments.of((text + image).tolist()),
         )
 
     def join(self, text: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
@@ -54,19 +72,43 @@ class Order:
         return joint.index_copy_(0, self.text, text).index_copy_(0, self.image, image)
 
 
-def reference_rows(
-    sequences: Sequence[PackedSequence], channels: int, device: torch.device
-) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-    """All jobs' references, ``[Q, C]``; and by job which rows are theirs, counted on from the last of the latents."""
-    of_job = {s.job: s.references for s in sequences}
-    at = max(s.latents.stop for s in sequences)
-    parts, rows = [torch.empty((0, channels), device=device)], {}
-    for job, references in of_job.items():
-        count = sum(len(reference.rows) for reference in references)
-        rows[job] = torch.arange(at, at + count)
-        at += count
-        parts += [reference.rows for reference in references]
-    return torch.cat(parts), rows
+@dataclass(eq=False)
+class Stream:
+    """The rows of one stream and what a block does to them, row by row, before and after they meet the other's."""
+
+    x: torch.Tensor  # [T, D]
+    table: torch.Tensor  # [S, 6, D]: shift, scale and gate of attention, then of feed-forward
+    index: torch.Tensor  # [T] row of the table
+    joint: torch.Tensor  # [T] row of the joint sequences
+    project: Callable[[torch.Tensor, slice], torch.Tensor]  # to queries, keys and values, [T, 3, heads, head_dim]
+    out: nn.Module
+    feed_forward: FeedForward
+
+    def before(self, size: int) -> torch.Tensor:
+        """``[T, 3, heads, head_dim]``, so many rows at once."""
+
+        def work(rows: slice) -> torch.Tensor:
+            shift, scale = gather(self.table[:, :2], self.index[rows]).unbind(1)
+            return self.project(modulated(self.x[rows], shift, scale), rows)
+
+        return in_chunks(work, len(self.x), size)
+
+    def after(self, attended: torch.Tensor, size: int) -> torch.Tensor:
+        """``[T, D]``, with what attention made of the joint sequences."""
+
+        def work(rows: slice) -> torch.Tensor:
+            update = self.out(attended.index_select(0, self.joint[rows]))
+            parts = gather(self.table[:, 2:], self.index[rows]).unbind(1)
+            out: torch.Tensor = self.feed_forward(self.x[rows], update, parts)
+            return out
+
+        return in_chunks(work, len(self.x), size)
+
+
+def meet(text: Stream, image: Stream, order: Order, size: int) -> torch.Tensor:
+    """What attention makes of the joint sequences, ``[T, D]``."""
+    query, key, value = order.join(text.before(size), image.before(size)).unbind(1)
+    return attention(query, key, value, order.segments)
 
 
 def modulated(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -108,10 +150,13 @@ class JointAttention(Attention):
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
         self.to_add_out = nn.Linear(dim, dim)
 
-    def project_text(self, x: torch.Tensor) -> torch.Tensor:
-        """As ``project``, for text."""
+    def project_text(self, x: torch.Tensor, rotary: torch.Tensor | None) -> torch.Tensor:
+        """As ``project``, for text, which has no positions in some families."""
         query, key, value = self.joined("to_added_qkv", x).view(len(x), 3, self.heads, -1).unbind(1)
-        return torch.stack((self.norm_added_q(query), self.norm_added_k(key), value), dim=1)
+        query, key = self.norm_added_q(query), self.norm_added_k(key)
+        if rotary is not None:
+            query, key = rotate(query, rotary), rotate(key, rotary)
+        return torch.stack((query, key, value), dim=1)
 
 
 class FeedForward(nn.Module):
