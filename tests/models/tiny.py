@@ -34,6 +34,21 @@ def randomize(module: torch.nn.Module, seed: int) -> None:
         parameter.data = 1 + 0.1 * noise if is_norm else noise * (fan**-0.5 if parameter.ndim > 1 else 0.2)
 
 
+def vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 8),
+        latent_channels=4,
+        norm_num_groups=4,
+        layers_per_block=1,
+        scaling_factor=0.5,
+        shift_factor=0.1,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
 def z_image(folder: Path, dtype: torch.dtype = torch.float32, shift: float = 3.0, dynamic: bool = False) -> Path:
     """A ``ZImagePipeline`` of 0.3 M parameters."""
     torch.manual_seed(0)
@@ -61,19 +76,7 @@ def z_image(folder: Path, dtype: torch.dtype = torch.float32, shift: float = 3.0
         axes_lens=[600, 64, 64],
     )
     randomize(transformer, 1)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 8, 8),
-        latent_channels=4,
-        norm_num_groups=4,
-        layers_per_block=1,
-        scaling_factor=0.5,
-        shift_factor=0.1,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=dynamic)
-    pipeline = ZImagePipeline(scheduler, vae, text, words, transformer)
+    pipeline = ZImagePipeline(scheduler, vae(), text, words, transformer)
     pipeline.to(dtype).save_pretrained(folder)
     return folder

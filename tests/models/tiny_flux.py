@@ -8,13 +8,12 @@ from typing import Literal
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
     FluxKontextPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
 )
-from tests.models.tiny import randomize
+from tests.models.tiny import randomize, vae
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
@@ -36,25 +35,13 @@ def flux(folder: Path, kind: Literal["dev", "schnell", "kontext"], dtype: torch.
         guidance_embeds=kind != "schnell",
         axes_dims_rope=(8, 8, 8),
     )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 8, 8),
-        latent_channels=4,
-        norm_num_groups=4,
-        layers_per_block=1,
-        scaling_factor=0.5,
-        shift_factor=0.1,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
     clip, t5 = clip_model(), t5_model()
     for seed, part in enumerate((transformer, clip, t5), start=1):
         randomize(part, seed)
     static = kind == "schnell"
     scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0 if static else 3.0, use_dynamic_shifting=not static)
     pipeline = FluxKontextPipeline if kind == "kontext" else FluxPipeline
-    made = pipeline(scheduler, vae, clip, clip_tokenizer(), t5, t5_tokenizer(), transformer)
+    made = pipeline(scheduler, vae(), clip, clip_tokenizer(), t5, t5_tokenizer(), transformer)
     made.to(dtype).save_pretrained(folder)
     (folder / "stepbatch.json").write_text(json.dumps({"reference_area": REFERENCE_AREA}))
     return folder

@@ -87,8 +87,8 @@ class TorchRunner:
     def __init__(self, model: Model, memory: MemoryConfig | None = None) -> None:
         self.model = model
         self.info = model.info
-        self.memory = memory or MemoryConfig()
-        self._encoded: ByteCache[Embedding | Posterior] = ByteCache(int(self.memory.embedding_cache_mb * 2**20))
+        room = (memory or MemoryConfig()).embedding_cache_mb * 2**20
+        self._encoded: ByteCache[Embedding | Posterior] = ByteCache(int(room))
         self._states: dict[tuple[str, int], Denoising] = {}
         self._batch: Batch | None = None
         self._last_step: torch.cuda.Event | None = None

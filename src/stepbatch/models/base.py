@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ class PackedSequence:
     latents: slice  # rows of the packed latents
     request: GenerationRequest
     prompt: Embedding
-    references: tuple[Reference, ...] = field(default=())
+    references: tuple[Reference, ...] = ()
 
 
 class Model(ABC):

@@ -83,28 +83,11 @@ class DoubleBlock(nn.Module):
         self, text: torch.Tensor, image: torch.Tensor, vector: torch.Tensor, layout: Layout
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """``[Tt, D]`` and ``[Ti, D]`` to the same."""
-        order, attn = layout.order, self.attn
-        size = chunk_rows(4 * image.shape[1], image.device)
-        words = Stream(
-            text,
-            self.norm1_context(vector),
-            order.text_sequence,
-            order.text,
-            lambda x, rows: attn.project_text(x, None),  # at the origin, where nothing turns
-            attn.to_add_out,
-            self.ff_context,
-        )
-        pictures = Stream(
-            image,
-            self.norm1(vector),
-            order.image_sequence,
-            order.image,
-            lambda x, rows: attn.project(x, layout.image_rotary[rows]),
-            attn.to_out[0],
-            self.ff,
-        )
-        attended = meet(words, pictures, order, size)
-        return bounded(words.after(attended, size)), pictures.after(attended, size)
+        order = layout.order
+        words = Stream(text, self.norm1_context(vector), order.text_sequence, None, self.ff_context)
+        pictures = Stream(image, self.norm1(vector), order.image_sequence, layout.image_rotary, self.ff)
+        text, image = meet(self.attn, words, pictures, order)
+        return bounded(text), image
 
 
 class SingleBlock(nn.Module):

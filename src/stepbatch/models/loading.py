@@ -90,7 +90,7 @@ def load_parts(
     transformers_logging.disable_progress_bar()
     dummy = config.model.load_format == "dummy"
     small = dummy and config.model.dummy_size == "small"
-    values = transformer_config(folder, small)
+    index, values = read_index(folder, weights=False), transformer_config(folder, small)
     where = CPU if memory.dit_layerwise_offload else device
     if dummy:
         ours = dummy_module(lambda: transformer(values), where, dtype, seed=0)
@@ -100,7 +100,7 @@ def load_parts(
         with torch.device("meta"):
             ours = transformer(values)
         ours = load_weights(ours, folder / "transformer", where, dtype)
-        rest = _load_rest(pipeline, folder, dtype)
+        rest = _load_rest(pipeline, folder, index, dtype)
     if config.model.fuse_projections:
         fuse(ours)
         if where.type == "cuda":
@@ -110,13 +110,21 @@ def load_parts(
     for part, module in rest.components.items():
         if isinstance(module, torch.nn.Module):
             _place(part, module, device, memory)
-    name, kind = checkpoint_name(folder), read_index(folder, weights=False)["_class_name"]
-    return Parts(name, kind, rest, ours, values, SMALL_SETTINGS if small else {}, device, dtype)
+    return Parts(
+        checkpoint_name(folder),
+        index["_class_name"],
+        rest,
+        ours,
+        values,
+        SMALL_SETTINGS if small else {},
+        device,
+        dtype,
+    )
 
 
-def _load_rest(pipeline: type[DiffusionPipeline], folder: Path, dtype: torch.dtype) -> Any:
+def _load_rest(pipeline: type[DiffusionPipeline], folder: Path, index: dict[str, Any], dtype: torch.dtype) -> Any:
     """A pipeline without its transformer, which is ours, and its processor, which wants packages it can do without."""
-    absent = {name: None for name in ("transformer", "processor") if name in read_index(folder)}
+    absent = {name: None for name in ("transformer", "processor") if name in index}
     try:
         rest = pipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True, **absent)
     except LOADING as error:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from stepbatch.errors import CheckpointError
 from stepbatch.models.latents import PATCH
 from stepbatch.models.layers import RMSNorm, sinusoids
-from stepbatch.models.packed import chunk_rows, gather
+from stepbatch.models.packed import gather
 from stepbatch.models.two_streams import (
     EPS,
     TIME_CHANNELS,
@@ -71,29 +71,10 @@ class Block(nn.Module):
         self, text: torch.Tensor, image: torch.Tensor, time: torch.Tensor, layout: Layout
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """``[Tt, D]`` and ``[Ti, D]``, with the timesteps' ``[J, D]``, to the same."""
-        order, attn = layout.order, self.attn
-        size = chunk_rows(4 * image.shape[1], image.device)
-        words = Stream(
-            text,
-            table(self.txt_mod, time),
-            layout.text_time,
-            order.text,
-            lambda x, rows: attn.project_text(x, layout.text_rotary[rows]),
-            attn.to_add_out,
-            self.txt_mlp,
-        )
-        pictures = Stream(
-            image,
-            table(self.img_mod, time),
-            layout.image_time,
-            order.image,
-            lambda x, rows: attn.project(x, layout.image_rotary[rows]),
-            attn.to_out[0],
-            self.img_mlp,
-        )
-        attended = meet(words, pictures, order, size)
-        image = bounded(pictures.after(attended, size))
-        return text if self.is_last else bounded(words.after(attended, size)), image
+        words = Stream(text, table(self.txt_mod, time), layout.text_time, layout.text_rotary, self.txt_mlp)
+        pictures = Stream(image, table(self.img_mod, time), layout.image_time, layout.image_rotary, self.img_mlp)
+        text, image = meet(self.attn, words, pictures, layout.order, self.is_last)
+        return bounded(text), bounded(image)
 
 
 def table(modulation: nn.Module, time: torch.Tensor) -> torch.Tensor:

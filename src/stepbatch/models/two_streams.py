@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from stepbatch.models.base import PackedSequence
 from stepbatch.models.layers import Fusible, RMSNorm
-from stepbatch.models.packed import Segments, attention, gather, in_chunks, rotate
+from stepbatch.models.packed import Segments, attention, chunk_rows, gather, in_chunks, rotate
 
 TIME_CHANNELS = 256
 EPS = 1e-6
@@ -72,45 +72,6 @@ class Order:
         return joint.index_copy_(0, self.text, text).index_copy_(0, self.image, image)
 
 
-@dataclass(eq=False)
-class Stream:
-    """The rows of one stream and what a block does to them, row by row, before and after they meet the other's."""
-
-    x: torch.Tensor  # [T, D]
-    table: torch.Tensor  # [S, 6, D]: shift, scale and gate of attention, then of feed-forward
-    index: torch.Tensor  # [T] row of the table
-    joint: torch.Tensor  # [T] row of the joint sequences
-    project: Callable[[torch.Tensor, slice], torch.Tensor]  # to queries, keys and values, [T, 3, heads, head_dim]
-    out: nn.Module
-    feed_forward: FeedForward
-
-    def before(self, size: int) -> torch.Tensor:
-        """``[T, 3, heads, head_dim]``, so many rows at once."""
-
-        def work(rows: slice) -> torch.Tensor:
-            shift, scale = gather(self.table[:, :2], self.index[rows]).unbind(1)
-            return self.project(modulated(self.x[rows], shift, scale), rows)
-
-        return in_chunks(work, len(self.x), size)
-
-    def after(self, attended: torch.Tensor, size: int) -> torch.Tensor:
-        """``[T, D]``, with what attention made of the joint sequences."""
-
-        def work(rows: slice) -> torch.Tensor:
-            update = self.out(attended.index_select(0, self.joint[rows]))
-            parts = gather(self.table[:, 2:], self.index[rows]).unbind(1)
-            out: torch.Tensor = self.feed_forward(self.x[rows], update, parts)
-            return out
-
-        return in_chunks(work, len(self.x), size)
-
-
-def meet(text: Stream, image: Stream, order: Order, size: int) -> torch.Tensor:
-    """What attention makes of the joint sequences, ``[T, D]``."""
-    query, key, value = order.join(text.before(size), image.before(size)).unbind(1)
-    return attention(query, key, value, order.segments)
-
-
 def modulated(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Rows, normed and modulated."""
     return torch.addcmul(shift, F.layer_norm(x, x.shape[1:], eps=EPS), scale)
@@ -132,10 +93,18 @@ class Attention(Fusible):
         self.to_q, self.to_k, self.to_v = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.norm_q, self.norm_k = RMSNorm(dim // heads, EPS), RMSNorm(dim // heads, EPS)
 
-    def project(self, x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
+    def project(self, x: torch.Tensor, rotary: torch.Tensor | None) -> torch.Tensor:
         """``[T, D]`` to queries, keys and values, ``[T, 3, heads, head_dim]``."""
-        query, key, value = self.joined("to_qkv", x).view(len(x), 3, self.heads, -1).unbind(1)
-        return torch.stack((rotate(self.norm_q(query), rotary), rotate(self.norm_k(key), rotary), value), dim=1)
+        return self._turned("to_qkv", x, rotary, self.norm_q, self.norm_k)
+
+    def _turned(
+        self, layers: str, x: torch.Tensor, rotary: torch.Tensor | None, norm_query: RMSNorm, norm_key: RMSNorm
+    ) -> torch.Tensor:
+        query, key, value = self.joined(layers, x).view(len(x), 3, self.heads, -1).unbind(1)
+        query, key = norm_query(query), norm_key(key)
+        if rotary is not None:
+            query, key = rotate(query, rotary), rotate(key, rotary)
+        return torch.stack((query, key, value), dim=1)
 
 
 class JointAttention(Attention):
@@ -152,11 +121,7 @@ class JointAttention(Attention):
 
     def project_text(self, x: torch.Tensor, rotary: torch.Tensor | None) -> torch.Tensor:
         """As ``project``, for text, which has no positions in some families."""
-        query, key, value = self.joined("to_added_qkv", x).view(len(x), 3, self.heads, -1).unbind(1)
-        query, key = self.norm_added_q(query), self.norm_added_k(key)
-        if rotary is not None:
-            query, key = rotate(query, rotary), rotate(key, rotary)
-        return torch.stack((query, key, value), dim=1)
+        return self._turned("to_added_qkv", x, rotary, self.norm_added_q, self.norm_added_k)
 
 
 class FeedForward(nn.Module):
@@ -185,3 +150,47 @@ class Perceptron(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.linear_2(F.silu(self.linear_1(x)))
         return out
+
+
+@dataclass(eq=False)
+class Stream:
+    """The rows of one stream, and what a block modulates and feeds them forward with."""
+
+    x: torch.Tensor  # [T, D]
+    table: torch.Tensor  # [S, 6, D]: shift, scale and gate of attention, then of feed-forward
+    index: torch.Tensor  # [T] row of the table
+    rotary: torch.Tensor | None  # complex64 [T, 1, head_dim / 2]; none where nothing turns
+    feed_forward: FeedForward
+
+    def before(self, project: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor], size: int) -> torch.Tensor:
+        """Queries, keys and values, ``[T, 3, heads, head_dim]``, of ``size`` rows at once."""
+
+        def work(rows: slice) -> torch.Tensor:
+            shift, scale = gather(self.table[:, :2], self.index[rows]).unbind(1)
+            x = modulated(self.x[rows], shift, scale)
+            return project(x, None if self.rotary is None else self.rotary[rows])
+
+        return in_chunks(work, len(self.x), size)
+
+    def after(self, attended: torch.Tensor, joint: torch.Tensor, out: nn.Module, size: int) -> torch.Tensor:
+        """``[T, D]``, with what attention made of the joint sequences, in which ``joint`` says where each row is."""
+
+        def work(rows: slice) -> torch.Tensor:
+            update = out(attended.index_select(0, joint[rows]))
+            parts = gather(self.table[:, 2:], self.index[rows]).unbind(1)
+            fed: torch.Tensor = self.feed_forward(self.x[rows], update, parts)
+            return fed
+
+        return in_chunks(work, len(self.x), size)
+
+
+def meet(
+    attn: JointAttention, text: Stream, image: Stream, order: Order, is_last: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both streams' rows after a block; after the last nothing looks at text, and its rows are as they came."""
+    size = chunk_rows(4 * image.x.shape[1], image.x.device)
+    joint = order.join(text.before(attn.project_text, size), image.before(attn.project, size))
+    query, key, value = joint.unbind(1)
+    attended = attention(query, key, value, order.segments)
+    words = text.x if is_last else text.after(attended, order.text, attn.to_add_out, size)
+    return words, image.after(attended, order.image, attn.to_out[0], size)

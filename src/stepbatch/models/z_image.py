@@ -10,8 +10,9 @@ The architecture is that of https://github.com/Tongyi-MAI/Z-Image; parameter nam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -246,7 +247,8 @@ class ZImage(Model):
         self.space = LatentSpace(
             parts.pipeline.vae, parts.pipeline.vae_scale_factor, channels_first=False, device=self.device
         )
-        self._rotary: dict[tuple[int, int, int], torch.Tensor] = {}  # by height, width and prompt length
+        self.prompt_rotary = lru_cache(ROTARY_CACHE)(self._prompt_rotary)
+        self.picture_rotary = lru_cache(ROTARY_CACHE)(self._picture_rotary)
         lengths = parts.transformer_config["axes_lens"]
         dynamic = self.noise_scheduler.config["use_dynamic_shifting"]
         turbo = not dynamic and self.noise_scheduler.config["shift"] == TURBO_SHIFT
@@ -286,7 +288,7 @@ class ZImage(Model):
         lengths = [padded(n) for n in counts]
         prompt_lengths = [len(s.prompt.rows) for s in sequences]
         picture_rotary = [
-            self._picture_rotary(h, w, length) for (h, w), length in zip(grids, prompt_lengths, strict=True)
+            self.picture_rotary(h, w, length) for (h, w), length in zip(grids, prompt_lengths, strict=True)
         ]
         jobs = torch.tensor([s.job for s in sequences])
         rows, pads, order, rotary, out_rows = [], [], [], [], []
@@ -298,7 +300,7 @@ class ZImage(Model):
             rows += [torch.arange(s.latents.start, s.latents.stop), torch.full((length - n,), s.latents.start)]
             pads.append(torch.arange(x_at + n, x_at + length))
             order += [torch.arange(x_at, x_at + length), torch.arange(prompt_at, prompt_at + prompt_length)]
-            rotary += [turns, self._prompt_rotary(prompt_length)]
+            rotary += [turns, self.prompt_rotary(prompt_length)]
             out_rows.append(torch.arange(at, at + n))
             at, x_at, prompt_at = at + length + prompt_length, x_at + length, prompt_at + prompt_length
         both = [a + b for a, b in zip(lengths, prompt_lengths, strict=True)]
@@ -334,17 +336,10 @@ class ZImage(Model):
             raise CheckpointError("its tokenizer has no chat template") from error
 
     def _prompt_rotary(self, length: int) -> torch.Tensor:
-        return self._cached((0, 0, length), lambda: prompt_positions(length))
+        return self.transformer.rotary(prompt_positions(length)).to(self.device)
 
     def _picture_rotary(self, height: int, width: int, prompt_length: int) -> torch.Tensor:
-        return self._cached((height, width, prompt_length), lambda: picture_positions(height, width, prompt_length))
-
-    def _cached(self, key: tuple[int, int, int], positions: Callable[[], torch.Tensor]) -> torch.Tensor:
-        if key not in self._rotary:
-            if len(self._rotary) == ROTARY_CACHE:
-                del self._rotary[next(iter(self._rotary))]
-            self._rotary[key] = self.transformer.rotary(positions()).to(self.device)
-        return self._rotary[key]
+        return self.transformer.rotary(picture_positions(height, width, prompt_length)).to(self.device)
 
 
 def prompt_positions(length: int) -> torch.Tensor:
