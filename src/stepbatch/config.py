@@ -11,18 +11,37 @@ from stepbatch.demo import MODEL_PATH
 from stepbatch.errors import OptionError
 
 
-def _option(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
-    return field(default=default, metadata={"help": help, "low": low, "high": high})
+def option(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    endless: bool = False,
+    bare: Any = None,
+    aliases: tuple[str, ...] = (),
+) -> Any:
+    """A field that becomes a flag.
+
+    Args:
+        low: The least value.
+        high: The greatest value.
+        endless: Infinity will do.
+        bare: What the flag means without a value; ``None`` if it needs one.
+        aliases: Other names of the flag.
+    """
+    metadata = {"help": help, "low": low, "high": high, "endless": endless, "bare": bare, "aliases": aliases}
+    return field(default=default, metadata=metadata)
 
 
-def _check(config: Any) -> None:
+def check(config: Any) -> None:
     """Raise ``OptionError`` for a value that is out of its range or none of its choices."""
     hints = get_type_hints(type(config))
     for f in fields(config):
         value, flag = getattr(config, f.name), f"--{f.name.replace('_', '-')}"
         if get_origin(hints[f.name]) is Literal:
             _check_choice(flag, value, get_args(hints[f.name]))
-        elif isinstance(value, int | float):
+        elif isinstance(value, int | float) and not (f.metadata["endless"] and value == math.inf):
             _check_range(flag, value, f.metadata["low"], f.metadata["high"])
 
 
@@ -45,104 +64,104 @@ def _check_range(flag: str, value: float, low: float | None, high: float | None)
 class ModelConfig:
     """Which model, where, and in what precision."""
 
-    model_path: str = _option(
+    model_path: str = option(
         str(MODEL_PATH), "a checkpoint's folder in diffusers' layout, or the name of such a repository on Hugging Face"
     )
-    served_model_name: str = _option("", "the name that clients use for the model; without it, the folder's name")
-    backend: Literal["auto", "native", "fake"] = _option(
+    served_model_name: str = option("", "the name that clients use for the model; without it, the folder's name")
+    backend: Literal["auto", "native", "fake"] = option(
         "auto", "how the model is run; fake draws no pictures and takes a fixed time a step, for load tests"
     )
-    load_format: Literal["auto", "dummy"] = _option(
+    load_format: Literal["auto", "dummy"] = option(
         "auto", "dummy makes random weights from the configs alone, for timing; those of well-known models are packaged"
     )
-    dummy_size: Literal["full", "small"] = _option(
+    dummy_size: Literal["full", "small"] = option(
         "full", "how large --load-format dummy makes it; small is the same architecture with hardly any width or depth"
     )
-    fake_step_ms: float = _option(5.0, "how long a step of --backend fake takes", low=0)
-    num_gpus: int = _option(1, "how many accelerators to use", low=1, high=1)
-    device: str = _option("auto", "cpu, cuda, cuda:1, ...; auto takes cuda where there is one")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
+    fake_step_ms: float = option(5.0, "how long a step of --backend fake takes", low=0)
+    num_gpus: int = option(1, "how many accelerators to use", low=1, high=1)
+    device: str = option("auto", "cpu, cuda, cuda:1, ...; auto takes cuda where there is one")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "precision of every part of the model; auto is float32 on a CPU, bfloat16 elsewhere"
     )
-    fuse_projections: bool = _option(True, "multiply by the weights of neighbouring layers at once")
-    image_positions: Literal["diffusers", "trained"] = _option(
+    fuse_projections: bool = option(True, "multiply by the weights of neighbouring layers at once")
+    image_positions: Literal["diffusers", "trained"] = option(
         "diffusers", "where a text encoder that sees images counts them: as diffusers has it, or as it was trained"
     )
-    num_threads: int = _option(0, "threads that the model computes with on a CPU; 0 leaves it to torch", low=0)
+    num_threads: int = option(0, "threads that the model computes with on a CPU; 0 leaves it to torch", low=0)
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchingConfig:
     """How wide a step may be."""
 
-    dynamic_batch_max_size: int = _option(8, "the most jobs that share a denoising step", low=1, high=4096)
-    dynamic_batch_delay_ms: float = _option(
+    dynamic_batch_max_size: int = option(8, "the most jobs that share a denoising step", low=1, high=4096)
+    dynamic_batch_delay_ms: float = option(
         0.0, "how long a request waits for company; native models never wait, so it does nothing there", low=0
     )
-    max_batch_tokens: int = _option(40960, "the most tokens in a denoising step; a larger job runs by itself", low=1)
-    max_encodes_per_step: int = _option(
+    max_batch_tokens: int = option(40960, "the most tokens in a denoising step; a larger job runs by itself", low=1)
+    max_encodes_per_step: int = option(
         4, "the most requests, or images of them, that are encoded, together, between two steps", low=1
     )
-    max_decodes_per_step: int = _option(2, "the most pictures that are decoded between two steps", low=1)
+    max_decodes_per_step: int = option(2, "the most pictures that are decoded between two steps", low=1)
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig:
     """What is kept where, and how much of it."""
 
-    embedding_cache_mb: float = _option(
+    embedding_cache_mb: float = option(
         1024.0, "room for embeddings of prompts and latents of input images that may come again, MiB", low=0
     )
-    dit_layerwise_offload: bool = _option(
+    dit_layerwise_offload: bool = option(
         False, "keep the transformer's blocks in the CPU's memory, each on the device for its turn in a step"
     )
-    text_encoder_cpu_offload: bool = _option(
+    text_encoder_cpu_offload: bool = option(
         False, "keep the text encoders in the CPU's memory, each layer on the device for its turn"
     )
-    vae_cpu_offload: bool = _option(False, "keep the VAE in the CPU's memory, each layer on the device for its turn")
+    vae_cpu_offload: bool = option(False, "keep the VAE in the CPU's memory, each layer on the device for its turn")
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DefaultsConfig:
     """What a request gets where it says nothing; without these, the model's own."""
 
-    default_size: str = _option("", "WIDTHxHEIGHT, pixels")
-    default_num_inference_steps: int = _option(0, "denoising steps; 0 leaves it to the model", low=0, high=1000)
-    default_guidance_scale: float | None = _option(None, "strength of guidance", low=0, high=100)
-    default_true_cfg_scale: float | None = _option(
+    default_size: str = option("", "WIDTHxHEIGHT, pixels")
+    default_num_inference_steps: int = option(0, "denoising steps; 0 leaves it to the model", low=0, high=1000)
+    default_guidance_scale: float | None = option(None, "strength of guidance", low=0, high=100)
+    default_true_cfg_scale: float | None = option(
         None, "strength of classifier-free guidance, where guidance_scale is something else", low=0, high=100
     )
-    default_negative_prompt: str | None = _option(None, "what not to draw")
+    default_negative_prompt: str | None = option(None, "what not to draw")
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
     """The HTTP side."""
 
-    host: str = _option("127.0.0.1", "the address to listen on")
-    port: int = _option(30200, "the port to listen on", low=0, high=65535)
-    log_level: Literal["debug", "info", "warning", "error"] = _option("info", "how much is logged")
-    url_ttl_seconds: float = _option(3600.0, "how long a picture answered as a url can be fetched", low=1)
-    max_body_bytes: int = _option(1 << 20, "the largest body of a request, or all of an edit's texts", low=1024)
-    max_upload_bytes: int = _option(64 << 20, "the largest body of an edit, its images included", low=1024)
-    max_image_bytes: int = _option(32 << 20, "the largest file of an image or mask", low=1024)
-    max_image_pixels: int = _option(32 << 20, "the most pixels of an image or mask", low=1024)
-    drain_seconds: float = _option(30.0, "how long requests in flight may take to finish at shutdown", low=0)
+    host: str = option("127.0.0.1", "the address to listen on")
+    port: int = option(30200, "the port to listen on", low=0, high=65535)
+    log_level: Literal["debug", "info", "warning", "error"] = option("info", "how much is logged")
+    url_ttl_seconds: float = option(3600.0, "how long a picture answered as a url can be fetched", low=1)
+    max_body_bytes: int = option(1 << 20, "the largest body of a request, or all of an edit's texts", low=1024)
+    max_upload_bytes: int = option(64 << 20, "the largest body of an edit, its images included", low=1024)
+    max_image_bytes: int = option(32 << 20, "the largest file of an image or mask", low=1024)
+    max_image_pixels: int = option(32 << 20, "the most pixels of an image or mask", low=1024)
+    drain_seconds: float = option(30.0, "how long requests in flight may take to finish at shutdown", low=0)
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self)
 
 
 @dataclass(frozen=True, kw_only=True)

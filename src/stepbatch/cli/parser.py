@@ -50,10 +50,9 @@ class Parser(argparse.ArgumentParser):
         group = self.add_argument_group((cls.__doc__ or cls.__name__).rstrip("."))
         hints = get_type_hints(cls)
         for field in fields(cls):
-            flag = f"--{field.name.replace('_', '-')}"
-            convert, metavar = _type(hints[field.name])
-            group.add_argument(flag, type=convert, default=field.default, metavar=metavar, help=_help(field))
-            self.flags.append(flag)
+            names = [f"--{name.replace('_', '-')}" for name in (field.name, *field.metadata["aliases"])]
+            group.add_argument(*names, dest=field.name, **_options(field, hints[field.name]))
+            self.flags.extend(names)
 
     def add_flag(self, *names: str, **options: Any) -> None:
         """Add a flag that is no setting."""
@@ -68,7 +67,11 @@ def build(cls: type[Config], values: dict[str, Any]) -> Config:
         OptionError: a value is out of range.
     """
     hints = get_type_hints(cls)
-    return cls(**{name: value for name, value in values.items() if name in hints})
+    given = {name: value for name, value in values.items() if name in hints}
+    for name, value in given.items():
+        if get_origin(hints[name]) is tuple:
+            given[name] = tuple(value or ())
+    return cls(**given)
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:
@@ -81,6 +84,18 @@ def _bool(value: str) -> bool:
     if value.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"must be true or false, not {value}")
     return value.lower() == "true"
+
+
+def _options(field: Field[Any], hint: Any) -> dict[str, Any]:
+    """What argparse is told of a field."""
+    options: dict[str, Any] = {"default": field.default, "help": _help(field)}
+    if get_origin(hint) is tuple:  # once for each of its values
+        return options | {"action": "append", "default": None, "type": get_args(hint)[0], "metavar": "TEXT"}
+    options["type"], options["metavar"] = _type(hint)
+    bare = True if hint is bool else field.metadata["bare"]
+    if bare is not None:
+        options |= {"nargs": "?", "const": bare}
+    return options
 
 
 def _type(hint: Any) -> tuple[Callable[[str], Any], str]:
@@ -99,4 +114,4 @@ def _help(field: Field[Any]) -> str:
     default = "the bundled model" if field.default == str(MODEL_PATH) else field.default
     default = str(default).lower() if isinstance(default, bool) else default
     text = str(field.metadata["help"]).replace("%", "%%")
-    return text if default in (None, "") else f"{text} (default: {default})"
+    return text if default in (None, "", ()) else f"{text} (default: {default})"

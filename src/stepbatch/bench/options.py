@@ -1,0 +1,123 @@
+"""The flags of the benchmarks, grouped."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from stepbatch.config import check, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetOptions:
+    """Which server is driven, and how it is spoken to."""
+
+    base_url: tuple[str, ...] = option((), "the server's address; given several times, the load goes to all of them")
+    host: str = option("127.0.0.1", "the server's host, without --base-url")
+    port: int = option(30200, "the server's port, without --base-url", low=1, high=65535)
+    model: str = option("", "the model that requests name; without it, the first that the server lists")
+    api: Literal["auto", "images", "edits", "videos"] = option(
+        "auto", "OpenAI's routes that are used: image generations, image edits or videos; auto goes by the task"
+    )
+    api_key: str = option("", "sent as a bearer token; without it, OPENAI_API_KEY, if that is set")
+    header: tuple[str, ...] = option((), "sent with every request, as 'NAME: VALUE'; may be given several times")
+    timeout: float = option(600.0, "after how many seconds a request counts as timed out", low=0.001)
+    retries: int = option(
+        0, "how often a request that was turned away (429, 503) is sent again, when the server says or later", low=0
+    )
+    ready_timeout: float = option(300.0, "how many seconds to wait until the server is up", low=0)
+    poll_interval: float = option(0.25, "seconds between two looks at a video that is being made", low=0.01)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetOptions:
+    """Where prompts come from."""
+
+    dataset: Literal["demo", "random", "vbench", "parti", "drawbench", "text", "trace"] = option(
+        "demo", "demo are the bundled model's, random are made up; the others are read from --dataset-path"
+    )
+    dataset_path: str = option(
+        "", "VBench's JSON or text, PartiPrompts' TSV, DrawBench's CSV, lines of text, or a trace"
+    )
+    num_prompts: int = option(
+        0, "how many requests are sent; a dataset with fewer begins anew; 0 is each of the dataset once", low=0
+    )
+    seed: int | None = option(
+        None, "fixes what is drawn by chance, and is sent: request number i gets the seed plus i", low=0
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestOptions:
+    """What each request asks for."""
+
+    task: Literal["text-to-image", "image-to-image", "text-to-video", "image-to-video"] = option(
+        "text-to-image", "what kind of requests"
+    )
+    width: int | None = option(None, "pixels", low=1)
+    height: int | None = option(None, "pixels", low=1)
+    num_inference_steps: int | None = option(None, "denoising steps", low=1)
+    guidance_scale: float | None = option(None, "strength of guidance", low=0)
+    n: int = option(1, "outputs of each request", low=1, aliases=("num_outputs_per_prompt",))
+    num_frames: int | None = option(None, "frames of a video", low=1)
+    fps: int | None = option(None, "frames a second of a video", low=1)
+    random_request_config: str = option(
+        "", "profiles to draw from, as a JSON list of objects: a weight, and any of a request's fields or its task"
+    )
+    extra_body: str = option("", "a JSON object that is laid over every request's body")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """When requests are sent."""
+
+    request_rate: float = option(
+        math.inf, "requests a second; inf sends each as soon as it may be", low=1e-6, endless=True
+    )
+    burstiness: float = option(
+        1.0, "shape of the Gamma distribution of the gaps: 1 is Poisson, less is burstier, more is steadier", low=1e-3
+    )
+    max_concurrency: int = option(0, "the most requests in flight; 0 is no bound", low=0)
+    warmup_requests: int = option(1, "sent first, one after another, and not measured", low=0)
+    warmup_inference_steps: int = option(0, "denoising steps of those; 0 leaves them as they are", low=0)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoalOptions:
+    """What latency is asked for."""
+
+    slo: float | None = option(
+        None,
+        "seconds that a request may take; without a value, --slo-scale times what it takes on an idle server",
+        low=0,
+        bare=0.0,
+    )
+    slo_scale: float = option(3.0, "for --slo without a value: how many times the idle server's latency", low=0.01)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Where the results go, besides the terminal."""
+
+    output_file: str = option("", "JSON with everything that was measured; a picture goes beside it, as .png")
+    save_outputs: str = option("", "a folder for the pictures and videos that came")
+    disable_tqdm: bool = option(False, "show no progress")
+
+    def __post_init__(self) -> None:
+        check(self)
