@@ -17,8 +17,9 @@ import torch
 from rich.console import Console
 
 from parts.common import QUICK, Case, Effort
-from parts.families import against_diffusers, load_pair, matrix_rate, mixed_against_serial
+from parts.families import against_diffusers, load_pair, mixed_against_serial
 from parts.report import environment, save, show
+from stepbatch.bench.hardware import matrix_rate
 from stepbatch.models.loading import choose_device
 from stepbatch.sizes import parse_size
 

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from parts.common import Case, Effort, Figure, told
-from stepbatch import __version__
+from stepbatch.bench import environment as machine
 
 STYLES = {True: "green", False: "bold red", None: ""}
 PACKAGES = ("torch", "diffusers", "transformers")
@@ -25,19 +20,7 @@ PACKAGES = ("torch", "diffusers", "transformers")
 
 def environment(model: str, effort: Effort) -> dict[str, Any]:
     """What the figures depend on besides the code."""
-    cpuinfo = Path("/proc/cpuinfo")
-    named = re.search(r"^model name\s*: (.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": model,
-        "cpu": named[1] if named else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 2),  # over 0 before the start: something else was running
-        "python": platform.python_version(),
-        "stepbatch": __version__,
-        **{name: version(name) for name in PACKAGES},
-        "effort": asdict(effort),
-    }
+    return machine.environment(PACKAGES) | {"model": model, "effort": asdict(effort)}
 
 
 def show(console: Console, title: str, cases: Sequence[Case]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from stepbatch.config import check, option
+
+SECRET = ("api_key", "header")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +114,45 @@ class GoalOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """What is varied from run to run."""
+
+    request_rates: str = option(
+        "", "requests a second, as 1,2,4,8; auto searches for the tipping point, and is what is done without either"
+    )
+    concurrencies: str = option("", "requests in flight, as 1,2,4,8; auto goes on until it is too much")
+    slo_attainment: float = option(
+        0.99, "the share of requests that must meet their goal; without --slo, that must be answered", low=0, high=1
+    )
+    precision: float = option(0.1, "auto: the relative precision of what is searched for", low=0.01, high=1)
+    max_runs: int = option(12, "auto: the most loads that are tried", low=1)
+    duration: float = option(
+        0.0, "seconds that a run should take; without it or --num-prompts, 30 by rate and 4 requests a slot", low=0
+    )
+    server_command: str = option(
+        "", "a command that starts a server; {port} in it becomes a free port; without it, --base-url is what there is"
+    )
+    server_flag: tuple[str, ...] = option(
+        (), "NAME=VALUE,VALUE,...: the server is started with each; given several times, with every combination"
+    )
+    servers: int = option(1, "how many servers are started side by side; {index} in the command counts them", low=1)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfflineOptions:
+    """How the engine is measured without a server."""
+
+    warmup_requests: int = option(1, "run first, one after another, and not measured", low=0)
+    repeats: int = option(1, "how often all requests are run; the run with the median throughput is reported", low=1)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportOptions:
     """Where the results go, besides the terminal."""
 
@@ -121,3 +162,10 @@ class ReportOptions:
 
     def __post_init__(self) -> None:
         check(self)
+
+
+def told(*groups: Any) -> dict[str, Any]:
+    """Every flag of these groups by name, as JSON can have it; of secrets, only whether there was any."""
+    flags = {name: value for group in groups for name, value in asdict(group).items()}
+    flags |= {name: bool(flags[name]) for name in SECRET if name in flags}
+    return {name: str(value) if value == math.inf else value for name, value in flags.items()}

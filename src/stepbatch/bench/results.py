@@ -61,7 +61,7 @@ class Work(msgspec.Struct, kw_only=True):
     request_rate: float | None  # None: as soon as it may be
     burstiness: float
     max_concurrency: int  # 0: no bound
-    load_digest_parts: dict[str, str] = {}  # part of the work -> its own digest, to say what differs
+    parts: dict[str, str] = {}  # part of the work -> its own digest, to say what differs
 
 
 class ClientState(msgspec.Struct, kw_only=True):
@@ -124,7 +124,7 @@ class Result(msgspec.Struct, kw_only=True):
     samples: list[Sample]
 
 
-def save(result: Result, path: Path) -> None:
+def save(result: msgspec.Struct, path: Path) -> None:
     """Write a run as JSON.
 
     Raises:

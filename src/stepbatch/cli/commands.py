@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import stepbatch
+from stepbatch.cli.bench import bench
 from stepbatch.cli.parser import Parser, build, suggestion
 from stepbatch.config import BatchingConfig, DefaultsConfig, EngineConfig, MemoryConfig, ModelConfig, ServerConfig
 from stepbatch.errors import OptionError
@@ -21,6 +22,7 @@ commands:
   generate    make pictures from prompts or a file of requests, without a server
   edit        make pictures from images and a prompt, without a server
   demo        serve the bundled model, send it a burst of requests, and lay out what came
+  bench       how a server does under load: bench serving, sweep, compare, offline
 
 options:
   --version   print the version
@@ -38,6 +40,7 @@ def run(arguments: list[str]) -> int:
         "generate": generate,
         "edit": edit,
         "demo": demo,
+        "bench": bench,
     }
     first = arguments[0] if arguments else "--help"
     if first in ("--help", "-h"):

@@ -83,7 +83,9 @@ def packaged_config(path: str) -> Path | None:
     return next((folder for folder in sorted(CONFIGS.iterdir()) if folder.name.lower() == name), None)
 
 
-def dummy_components(folder: Path, device: torch.device, dtype: torch.dtype, small: bool) -> dict[str, Any]:
+def dummy_components(
+    folder: Path, device: torch.device, dtype: torch.dtype, small: bool, drawn_on: torch.device | None = None
+) -> dict[str, Any]:
     """All parts that the configs in ``folder`` name but the transformer, as its pipeline's class takes them.
 
     Tokenizers are the folder's own where it has them, else stand-ins. Parts that are optional, and a processor of
@@ -91,13 +93,14 @@ def dummy_components(folder: Path, device: torch.device, dtype: torch.dtype, sma
 
     Args:
         small: The same architecture with hardly any width or depth.
+        drawn_on: See ``randomize``.
 
     Raises:
         CheckpointError: a config is missing, or names a part that can't be made.
     """
     parts = {name: kind for name, kind in _classes(folder).items() if name != "transformer"}
     return {
-        name: _component(folder / name, kind, device, dtype, seed, small)
+        name: _component(folder / name, kind, device, dtype, seed, small, drawn_on)
         for seed, (name, kind) in enumerate(sorted(parts.items()))
     }
 
@@ -113,8 +116,13 @@ def transformer_config(folder: Path, small: bool) -> dict[str, Any]:
     return _arguments(cls, read_config(folder / "transformer"), small)
 
 
-def dummy_module(build: Callable[[], Any], device: torch.device, dtype: torch.dtype, seed: int) -> Any:
-    """The module that ``build`` makes: its weights random, and made nowhere but on ``device``; its buffers as built.
+def dummy_module(
+    build: Callable[[], Any], device: torch.device, dtype: torch.dtype, seed: int, drawn_on: torch.device | None = None
+) -> Any:
+    """The module that ``build`` makes: its weights random and never all elsewhere than on ``device``; buffers as built.
+
+    Args:
+        drawn_on: See ``randomize``.
 
     Raises:
         CheckpointError: there is no room for it.
@@ -133,7 +141,7 @@ def dummy_module(build: Callable[[], Any], device: torch.device, dtype: torch.dt
             setattr(part, name, made[id(empty)])
         for name, buffer in list(part.named_buffers(recurse=False)):
             setattr(part, name, buffer.to(device))
-    randomize(module, seed)
+    randomize(module, seed, drawn_on)
     return module
 
 
@@ -151,20 +159,29 @@ def _check_room(module: nn.Module, device: torch.device, dtype: torch.dtype) -> 
 
 
 @torch.no_grad()
-def randomize(module: nn.Module, seed: int) -> None:
-    """Fill all parameters in place, so that values neither vanish nor explode however deep the model is."""
+def randomize(module: nn.Module, seed: int, drawn_on: torch.device | None = None) -> None:
+    """Fill all parameters in place, so that values neither vanish nor explode however deep the model is.
+
+    Args:
+        drawn_on: Where the numbers are drawn, one parameter at a time, if not where they go: a CPU takes minutes for
+            what an accelerator does in a second.
+    """
     generators: dict[torch.device, torch.Generator] = {}
     for name, parameter in module.named_parameters():
         if parameter.is_meta:  # it has no values
             continue
-        if parameter.device not in generators:
-            generators[parameter.device] = torch.Generator(parameter.device).manual_seed(seed)
+        device = drawn_on or parameter.device
+        if device not in generators:
+            generators[device] = torch.Generator(device).manual_seed(seed)
         last = name.rpartition(".")[2]
         mean, std = 0.0, 0.02  # biases, and tokens that are learned
         if last in ("weight", "gamma"):
             fan_in = parameter[0].numel()
             mean, std = (0.0, fan_in**-0.5) if fan_in > 1 else (1.0, 0.1)  # a norm has one for a channel
-        parameter.normal_(mean, std, generator=generators[parameter.device])
+        values = parameter if device.type == parameter.device.type else torch.empty_like(parameter, device=device)
+        values.normal_(mean, std, generator=generators[device])
+        if values is not parameter:
+            parameter.copy_(values)
 
 
 def _classes(folder: Path) -> dict[str, tuple[str | None, str | None]]:
@@ -181,7 +198,13 @@ def _class(folder: Path, library: str | None, kind: str | None) -> Any:
 
 
 def _component(
-    folder: Path, part: tuple[str | None, str | None], device: torch.device, dtype: torch.dtype, seed: int, small: bool
+    folder: Path,
+    part: tuple[str | None, str | None],
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int,
+    small: bool,
+    drawn_on: torch.device | None,
 ) -> Any:
     library, kind = part
     if kind in LEFT_OUT:
@@ -194,9 +217,9 @@ def _component(
     values = read_config(folder)
     if library == "transformers":
         config = cls.config_class.from_dict(_shrunk(values) if small else values)
-        return dummy_module(lambda: cls(config), device, dtype, seed)
+        return dummy_module(lambda: cls(config), device, dtype, seed, drawn_on)
     arguments = _arguments(cls, values, small)
-    return dummy_module(lambda: cls(**arguments), device, dtype, seed)
+    return dummy_module(lambda: cls(**arguments), device, dtype, seed, drawn_on)
 
 
 def _tokenizer(folder: Path, kind: str | None) -> Any:

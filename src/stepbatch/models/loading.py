@@ -41,7 +41,7 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-        if device.type == "cuda":
+        if device.type == "cuda" and device.index is not None:  # set_device takes no other
             torch.cuda.set_device(device)  # events and streams are of the current one
     except (RuntimeError, AssertionError) as error:
         raise OptionError(f"--device {name} is not to be had here") from error
@@ -93,9 +93,9 @@ def load_parts(
     index, values = read_index(folder, weights=False), transformer_config(folder, small)
     where = CPU if memory.dit_layerwise_offload else device
     if dummy:
-        ours = dummy_module(lambda: transformer(values), where, dtype, seed=0)
+        ours = dummy_module(lambda: transformer(values), where, dtype, seed=0, drawn_on=device)
         made_on = CPU if memory.text_encoder_cpu_offload or memory.vae_cpu_offload else device
-        rest = pipeline(**dummy_components(folder, made_on, dtype, small), transformer=None)
+        rest = pipeline(**dummy_components(folder, made_on, dtype, small, drawn_on=device), transformer=None)
     else:
         with torch.device("meta"):
             ours = transformer(values)

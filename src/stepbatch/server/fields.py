@@ -134,4 +134,5 @@ IGNORED_OTHERS = (
     "profile_all_stages",  # SGLang
     "vae_use_slicing",  # vLLM-Omni
     "vae_use_tiling",  # vLLM-Omni
+    "bot_task",  # vLLM-Omni; its benchmark sends it with every edit, for models that write before they draw
 )

@@ -1,0 +1,46 @@
+"""What figures depend on besides the code: the machine and the versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from stepbatch import __version__
+
+
+def environment(packages: Sequence[str]) -> dict[str, Any]:
+    """The machine and the versions of Python, stepbatch and ``packages``."""
+    return {
+        "date": now(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),  # over 0 before the start: something else was running
+        "platform": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "stepbatch": __version__,
+        **{name: found for name in packages if (found := _version(name))},
+    }
+
+
+def now() -> str:
+    """The time, ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _cpu() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    named = re.search(r"^model name\s*: (.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
+    return named[1] if named else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,191 @@
+"""``stepbatch bench serving``: one load on one server or several, and how it went."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from stepbatch.bench.arrivals import schedule
+from stepbatch.bench.client import Driven, drive, warm_up
+from stepbatch.bench.environment import environment, now
+from stepbatch.bench.goals import Kind, goals, kind, one_of_each
+from stepbatch.bench.options import (
+    DatasetOptions,
+    GoalOptions,
+    LoadOptions,
+    ReportOptions,
+    RequestOptions,
+    TargetOptions,
+    told,
+)
+from stepbatch.bench.outputs import check_outputs, make_folder
+from stepbatch.bench.results import Result, Work, save
+from stepbatch.bench.summary import summarize
+from stepbatch.bench.table import render
+from stepbatch.bench.target import wait_ready
+from stepbatch.bench.watch import ask_servers, model_name
+from stepbatch.bench.work import WorkItem, build, digest
+from stepbatch.errors import SetupError
+
+PACKAGES = ("aiohttp", "pillow", "numpy", "av")  # of the client
+
+INTERRUPTED = 130  # exit status
+
+
+def run_serving(
+    target: TargetOptions,
+    dataset: DatasetOptions,
+    wanted: RequestOptions,
+    load: LoadOptions,
+    goal: GoalOptions,
+    report: ReportOptions,
+) -> int:
+    """Send the load, print the table and keep the results; returns 1 if a request failed.
+
+    Interrupted by the keyboard, it reports what had ended by then, and returns 130.
+
+    Raises:
+        OptionError: a flag says what can't be.
+        SetupError: a server isn't up, or a file can't be written.
+    """
+    result = asyncio.run(measure(target, dataset, wanted, load, goal, report))
+    print(render(result))
+    if report.output_file:
+        from stepbatch.bench.plots import draw_run  # here, for it takes a second to import
+
+        path = Path(report.output_file)
+        save(result, path)
+        draw_run(result, path.with_suffix(".png"))
+        print(f"{path}\n{path.with_suffix('.png')}")
+    if len(result.records) < result.work.requests:
+        return INTERRUPTED
+    return 1 if result.summary.completed_requests < result.summary.requests else 0
+
+
+async def measure(
+    target: TargetOptions,
+    dataset: DatasetOptions,
+    wanted: RequestOptions,
+    load: LoadOptions,
+    goal: GoalOptions,
+    report: ReportOptions,
+    idle: Mapping[Kind, float] | None = None,
+) -> Result:
+    """Wait for the servers, warm them up, send the load, and look at what came.
+
+    Args:
+        idle: Seconds that requests take on the idle server, by kind, where they are known; else ``--slo`` without a
+            value has them measured first.
+
+    Raises:
+        OptionError: a flag says what can't be.
+        SetupError: a server isn't up or can't be measured, or a file can't be written.
+    """
+    items = build(dataset, wanted)
+    folder = make_folder(report.save_outputs)
+    await wait_ready(target)
+    servers = await ask_servers(target)
+    model = target.model or model_name(servers[0])
+    servers = [{"model": model, **server} for server in servers]
+    await _warm_up(items, target, load, model)
+    if idle is None:
+        idle = await idle_latencies(items, target, model) if goal.slo == 0 else {}
+    slos, times = goals(items, goal, idle), schedule(items, load, dataset.seed or 0)
+    shown = sys.stderr.isatty() and not report.disable_tqdm
+    with _interruptible() as stop, _progress(len(items), shown) as (sent, checked):
+        driven = await drive(items, times, target, load.max_concurrency, model, slos, sent, stop=stop)
+        with driven:
+            await check_outputs(driven, folder, checked)
+            return _result(
+                driven, servers, _work(items, dataset, wanted, load), told(target, dataset, wanted, load, goal, report)
+            )
+
+
+async def idle_latencies(items: Sequence[WorkItem], target: TargetOptions, model: str) -> dict[Kind, float]:
+    """Seconds that a request of each kind takes on a server that does nothing else.
+
+    Raises:
+        OptionError: an address or header is none.
+        SetupError: none of them was answered.
+    """
+    kinds = one_of_each(items)
+    records = await warm_up(kinds, target, model)
+    taken = {kind(kinds[i % len(kinds)]): r.latency for i, r in enumerate(records) if r.outcome == "ok"}
+    if not taken:
+        raise SetupError(f"an idle server's latency can't be measured: {records[0].error}")
+    return taken
+
+
+async def _warm_up(items: Sequence[WorkItem], target: TargetOptions, load: LoadOptions, model: str) -> None:
+    """Have the servers do once what they set up once; a failure says nothing, for the load will show it."""
+    first = [items[i % len(items)] for i in range(load.warmup_requests)]
+    if load.warmup_inference_steps:
+        first = [msgspec.structs.replace(item, num_inference_steps=load.warmup_inference_steps) for item in first]
+    await warm_up(first, target, model)
+
+
+def _work(items: Sequence[WorkItem], dataset: DatasetOptions, wanted: RequestOptions, load: LoadOptions) -> Work:
+    digests = digest(items, load)
+    tasks = sorted({item.task for item in items}) or [wanted.task]
+    return Work(
+        digest=digests.pop("all"),
+        parts=digests,
+        requests=len(items),
+        dataset=dataset.dataset,
+        task=", ".join(tasks),
+        request_rate=None if load.request_rate == float("inf") else load.request_rate,
+        burstiness=load.burstiness,
+        max_concurrency=load.max_concurrency,
+    )
+
+
+def _result(driven: Driven, servers: list[dict[str, Any]], work: Work, options: dict[str, Any]) -> Result:
+    return Result(
+        created=now(),
+        environment=environment(PACKAGES),
+        options=options,
+        servers=servers,
+        work=work,
+        client=driven.client,
+        summary=summarize(driven.records, driven.samples),
+        records=driven.records,
+        samples=driven.samples,
+    )
+
+
+@contextmanager
+def _interruptible() -> Iterator[asyncio.Event]:
+    """An event that Ctrl-C sets; a second Ctrl-C ends the program as ever."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def interrupt() -> None:
+        loop.remove_signal_handler(signal.SIGINT)
+        stop.set()
+
+    loop.add_signal_handler(signal.SIGINT, interrupt)
+    try:
+        yield stop
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+
+
+@contextmanager
+def _progress(count: int, shown: bool) -> Iterator[tuple[Callable[[int], None], Callable[[int], None]]]:
+    """What to call with the number of requests that have ended, and of those that were looked at."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as progress:
+        sending = progress.add_task("requests", total=count)
+        checking = progress.add_task("checked", total=count)
+        yield (
+            lambda ended: progress.update(sending, completed=ended),
+            lambda done: progress.update(checking, completed=done),
+        )
