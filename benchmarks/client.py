@@ -23,13 +23,13 @@ from PIL import Image
 from rich.console import Console
 
 from stepbatch.bench import environment
-from stepbatch.bench.arrivals import schedule
-from stepbatch.bench.client import drive, warm_up
+from stepbatch.bench.load.client import drive, warm_up
+from stepbatch.bench.load.outputs import check_outputs
 from stepbatch.bench.options import LoadOptions, TargetOptions
-from stepbatch.bench.outputs import check_outputs
+from stepbatch.bench.report.summary import Spread, spread
 from stepbatch.bench.results import ClientState, Record
-from stepbatch.bench.summary import Spread, spread
-from stepbatch.bench.work import WorkItem
+from stepbatch.bench.workload.arrivals import schedule
+from stepbatch.bench.workload.work import WorkItem
 
 RESULTS = Path(__file__).parent / "results" / "client.json"
 SIDE = 128  # pixels; of noise, so that the file is as large as one of this size can be

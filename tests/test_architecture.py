@@ -26,6 +26,11 @@ LIGHT = (
     "stepbatch.model_info",
     "stepbatch.request",
     "stepbatch.testing",
+    *(
+        ".".join(("stepbatch", *path.relative_to(SOURCE).with_suffix("").parts))
+        for path in sorted((SOURCE / "bench").rglob("*.py"))
+        if path.stem not in ("__init__", "offline")
+    ),
     *(f"stepbatch.server.{path.stem}" for path in sorted((SOURCE / "server").glob("*.py")) if path.stem != "__init__"),
 )
 

@@ -11,7 +11,8 @@ import httpx
 import pytest
 from tests.pictures import file, image
 
-from stepbatch.cli import commands
+from stepbatch.bench import options
+from stepbatch.cli import bench, commands
 from stepbatch.cli.parser import Parser
 from stepbatch.config import BatchingConfig, DefaultsConfig, EngineConfig, MemoryConfig, ModelConfig, ServerConfig
 from stepbatch.demo import MODEL_PATH
@@ -21,29 +22,36 @@ from stepbatch.server.schema import parse
 from stepbatch.testing import FakeRunner
 
 ROOT = Path(__file__).parent.parent
-README, API, SETTINGS, ARCHITECTURE = (
-    (ROOT / path).read_text() for path in ("README.md", "docs/api.md", "docs/settings.md", "docs/architecture.md")
+README, API, SETTINGS, ARCHITECTURE, BENCHMARKING = (
+    (ROOT / path).read_text()
+    for path in ("README.md", "docs/api.md", "docs/settings.md", "docs/architecture.md", "docs/benchmarking.md")
 )
+SERVING = (ModelConfig, BatchingConfig, MemoryConfig, DefaultsConfig, ServerConfig)
+BENCH = (*bench.SERVING, options.SweepOptions, options.OfflineOptions)
 
 
 def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("cls", [ModelConfig, BatchingConfig, MemoryConfig, DefaultsConfig, ServerConfig])
-def test_every_setting_is_documented(cls: type) -> None:
+@pytest.mark.parametrize(
+    ("cls", "text"), [*((cls, SETTINGS) for cls in SERVING), *((cls, BENCHMARKING) for cls in BENCH)]
+)
+def test_every_setting_is_documented(cls: type, text: str) -> None:
     for field in dataclasses.fields(cls):
-        default = "" if field.default in (None, "") else f"`{field.default}`"
+        default = "" if field.default in (None, "", ()) else f"`{field.default}`"
         default = default.lower() if isinstance(field.default, bool) else default
         if field.default == str(MODEL_PATH):
             default = "the bundled model"
         row = f"| `--{field.name.replace('_', '-')}` | {default} | {field.metadata['help']} |"
-        assert row in SETTINGS, f"docs/settings.md lacks this row:\n{row}"
+        assert row in text, f"the documentation lacks this row:\n{row}"
 
 
 def test_no_setting_is_documented_that_is_none() -> None:
     flags = set(re.findall(r"^\| `(--[a-z-]+)`", SETTINGS, re.MULTILINE))
     assert flags <= set(commands.serve_parser().flags)
+    flags = set(re.findall(r"^\| `(--[a-z-]+)`", BENCHMARKING, re.MULTILINE))
+    assert flags <= {*bench.sweep_parser().flags, *bench.offline_parser().flags}
 
 
 @pytest.mark.parametrize("code", sorted(set(REQUEST_ERRORS) - {RequestError.code}))
@@ -73,6 +81,7 @@ def test_links_lead_somewhere() -> None:
         (API, ROOT / "docs"),
         (SETTINGS, ROOT / "docs"),
         (ARCHITECTURE, ROOT / "docs"),
+        (BENCHMARKING, ROOT / "docs"),
     ):
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (folder / target).exists(), target
@@ -80,9 +89,8 @@ def test_links_lead_somewhere() -> None:
 
 def commands_in(text: str) -> list[list[str]]:
     lines = "".join(blocks(text, "bash")).replace("\\\n", " ")
-    return [
-        shlex.split(part) for part in re.findall(r"^(?:stepbatch|make) .*$|^curl (?:.*\n)*?.*'$", lines, re.MULTILINE)
-    ]
+    pattern = r"^(?:stepbatch|make) (?:[^'\n]|'[^']*')*$|^curl (?:.*\n)*?.*'$"
+    return [shlex.split(part) for part in re.findall(pattern, lines, re.MULTILINE)]
 
 
 def check_make(arguments: list[str]) -> None:
@@ -95,8 +103,13 @@ def check_stepbatch(arguments: list[str]) -> None:
         "generate": commands.generate_parser,
         "edit": commands.edit_parser,
         "demo": commands.demo_parser,
+        "bench serving": bench.serving_parser,
+        "bench sweep": bench.sweep_parser,
+        "bench compare": bench.compare_parser,
+        "bench offline": bench.offline_parser,
     }
-    assert parsers[arguments[0]]().read(arguments[1:])
+    words = 2 if arguments[0] == "bench" else 1
+    assert parsers[" ".join(arguments[:words])]().read(arguments[words:])
 
 
 def check_curl(arguments: list[str]) -> None:
@@ -104,8 +117,8 @@ def check_curl(arguments: list[str]) -> None:
     assert parse(json.loads(arguments[arguments.index("-d") + 1]), FakeRunner(ModelConfig()).info)
 
 
-@pytest.mark.parametrize("command", commands_in(README), ids=lambda command: " ".join(command)[:40])
-def test_commands_in_the_readme(command: list[str]) -> None:
+@pytest.mark.parametrize("command", [*commands_in(README), *commands_in(BENCHMARKING)], ids=lambda c: " ".join(c)[:40])
+def test_commands_in_the_documentation(command: list[str]) -> None:
     {"make": check_make, "stepbatch": check_stepbatch, "curl": check_curl}[command[0]](command[1:])
 
 

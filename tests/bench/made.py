@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from stepbatch.bench.report.summary import summarize
 from stepbatch.bench.results import ClientState, Outcome, Record, Result, Sample, Work
-from stepbatch.bench.summary import summarize
 
 SERVER = "http://127.0.0.1:30200"
 STEPS_PER_SECOND = 20

@@ -14,9 +14,9 @@ from aiohttp import web
 from PIL import Image
 from tests import pictures
 
-from stepbatch.bench.client import Driven, drive
+from stepbatch.bench.load.client import Driven, drive
 from stepbatch.bench.options import TargetOptions
-from stepbatch.bench.work import ImageFile, WorkItem
+from stepbatch.bench.workload.work import ImageFile, WorkItem
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -7,7 +7,7 @@ from PIL import Image
 from stepbatch.bench.hardware import count_operations
 from stepbatch.bench.offline import measure, operations_of, run_offline, to_request
 from stepbatch.bench.options import DatasetOptions, OfflineOptions, ReportOptions, RequestOptions
-from stepbatch.bench.work import WorkItem
+from stepbatch.bench.workload.work import WorkItem
 from stepbatch.config import BatchingConfig, EngineConfig, ModelConfig
 from stepbatch.engine.runner import TorchRunner
 from stepbatch.errors import OptionError, SetupError

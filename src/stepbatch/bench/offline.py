@@ -25,10 +25,10 @@ from rich.progress import Progress
 from stepbatch.bench.environment import environment
 from stepbatch.bench.hardware import DeviceClock, Moment, about, count_operations, matrix_rate
 from stepbatch.bench.offline_result import Figures, OfflineResult, render
-from stepbatch.bench.options import DatasetOptions, LoadOptions, OfflineOptions, ReportOptions, RequestOptions
+from stepbatch.bench.options import DatasetOptions, LoadOptions, OfflineOptions, ReportOptions, RequestOptions, told
+from stepbatch.bench.report.summary import spread
 from stepbatch.bench.results import save
-from stepbatch.bench.summary import spread
-from stepbatch.bench.work import WorkItem, build, digest
+from stepbatch.bench.workload.work import WorkItem, build, digest
 from stepbatch.config import EngineConfig
 from stepbatch.engine.engine import Engine, Runner
 from stepbatch.engine.messages import Failure, FromEngine, Output, Stats, Submit

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from stepbatch.bench.table import DIVIDER, WIDTH, number
+from stepbatch.bench.report.table import DIVIDER, WIDTH, number
 
 Row = tuple[str, float | str | None]  # label and value; None leaves the row out
 

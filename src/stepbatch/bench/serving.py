@@ -14,10 +14,11 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from stepbatch.bench.arrivals import schedule
-from stepbatch.bench.client import Driven, drive, warm_up
 from stepbatch.bench.environment import environment, now
-from stepbatch.bench.goals import Kind, goals, kind, one_of_each
+from stepbatch.bench.load.client import Driven, drive, warm_up
+from stepbatch.bench.load.outputs import check_outputs, make_folder
+from stepbatch.bench.load.target import wait_ready
+from stepbatch.bench.load.watch import ask_servers, model_name
 from stepbatch.bench.options import (
     DatasetOptions,
     GoalOptions,
@@ -27,13 +28,12 @@ from stepbatch.bench.options import (
     TargetOptions,
     told,
 )
-from stepbatch.bench.outputs import check_outputs, make_folder
+from stepbatch.bench.report.summary import summarize
+from stepbatch.bench.report.table import render
 from stepbatch.bench.results import Result, Work, save
-from stepbatch.bench.summary import summarize
-from stepbatch.bench.table import render
-from stepbatch.bench.target import wait_ready
-from stepbatch.bench.watch import ask_servers, model_name
-from stepbatch.bench.work import WorkItem, build, digest
+from stepbatch.bench.workload.arrivals import schedule
+from stepbatch.bench.workload.goals import Kind, goals, kind, one_of_each
+from stepbatch.bench.workload.work import WorkItem, build, digest
 from stepbatch.errors import SetupError
 
 PACKAGES = ("aiohttp", "pillow", "numpy", "av")  # of the client
@@ -60,7 +60,7 @@ def run_serving(
     result = asyncio.run(measure(target, dataset, wanted, load, goal, report))
     print(render(result))
     if report.output_file:
-        from stepbatch.bench.plots import draw_run  # here, for it takes a second to import
+        from stepbatch.bench.report.plots import draw_run  # here, for it takes a second to import
 
         path = Path(report.output_file)
         save(result, path)

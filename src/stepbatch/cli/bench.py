@@ -74,7 +74,7 @@ def sweep(arguments: Sequence[str]) -> int:
     """``stepbatch bench sweep``: 1 if a request failed other than by being too late or turned away."""
     groups = _groups(sweep_parser().read(arguments), (*SERVING, SweepOptions))
     with _extra():
-        from stepbatch.bench.sweep import run_sweep
+        from stepbatch.bench.sweep.run import run_sweep
     return run_sweep(*groups)
 
 
@@ -90,7 +90,7 @@ def compare(arguments: Sequence[str]) -> int:
     """``stepbatch bench compare``."""
     values = compare_parser().read(arguments)
     with _extra():
-        from stepbatch.bench.compare import run_compare
+        from stepbatch.bench.report.compare import run_compare
     return run_compare(values["results"], values["plot"])
 
 

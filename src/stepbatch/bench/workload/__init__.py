@@ -1,0 +1,1 @@
+"""What is sent, and when: datasets, profiles, traces, arrivals, goals."""

@@ -1,0 +1,42 @@
+import pytest
+
+from stepbatch.bench.options import GoalOptions
+from stepbatch.bench.workload.goals import MAX_KINDS, goals, kind, one_of_each
+from stepbatch.bench.workload.work import WorkItem
+
+
+def item(side: int = 64, steps: int | None = 4, **fields: object) -> WorkItem:
+    return WorkItem(prompt="a cat", width=side, height=side, num_inference_steps=steps, **fields)  # type: ignore[arg-type]
+
+
+def test_nothing_is_asked_unless_a_goal_is_given() -> None:
+    assert goals([item()], GoalOptions(), {}) == [None]
+
+
+def test_seconds_hold_for_all() -> None:
+    assert goals([item(), item(128)], GoalOptions(slo=2.5), {}) == [2.5, 2.5]
+
+
+def test_a_trace_has_goals_of_its_own() -> None:
+    assert goals([item(slo_ms=500.0), item()], GoalOptions(slo=2.5), {}) == [0.5, 2.5]
+
+
+def test_a_goal_is_a_multiple_of_the_idle_latency_of_the_same_kind() -> None:
+    idle = {kind(item()): 1.0, kind(item(128)): 3.0}
+    assert goals([item(128), item()], GoalOptions(slo=0.0, slo_scale=2.0), idle) == [6.0, 2.0]
+
+
+def test_the_latency_of_a_kind_that_was_not_measured_is_scaled_by_its_work() -> None:
+    idle = {kind(item(64, 4)): 1.0}
+    wanted = [item(128, 4), item(64, 8), item(64, 4, n=3)]
+    assert goals(wanted, GoalOptions(slo=0.0, slo_scale=1.0), idle) == pytest.approx([4.0, 2.0, 3.0])
+
+
+def test_without_any_measured_latency_there_is_no_goal() -> None:
+    assert goals([item()], GoalOptions(slo=0.0), {}) == [None]
+
+
+def test_each_kind_is_measured_once_in_the_order_of_the_requests() -> None:
+    first, second = item(64), item(128)
+    assert one_of_each([first, second, item(64), item(128)]) == [first, second]
+    assert len(one_of_each([item(steps=steps) for steps in range(1, 100)])) == MAX_KINDS
