@@ -14,7 +14,7 @@ serve: $(READY)  ## serve the bundled model until interrupted
 	@$(BIN)/stepbatch serve
 
 test: $(READY)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
 	@$(BIN)/ruff check .

@@ -1,9 +1,10 @@
 import os
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from tests.models import parity_table
 
 from stepbatch.config import EngineConfig, ModelConfig
 
@@ -15,11 +16,21 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
-def pytest_sessionfinish(exitstatus: int) -> None:
-    if exitstatus == 0 and "tests.models.parity" in sys.modules:
-        from tests.models import parity
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Bring the table of parity up to date; where the tests run in several processes, the first one does it for all."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        measured = [[*key, difference] for key, difference in parity_table.MEASURED.items()]
+        session.config.workeroutput["parity"] = measured  # type: ignore[attr-defined]
+    elif exitstatus == 0:
+        parity_table.write_table()
 
-        parity.write_table()
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Take in what a process that ran tests has measured."""
+    if error is None:
+        for variant, column, difference in node.workeroutput["parity"]:
+            parity_table.note(column, variant, difference)
 
 
 @pytest.fixture

@@ -1,9 +1,7 @@
-"""Holding our latents against diffusers' own pipelines, and writing down in docs/models.md how close they came."""
+"""Holding our latents against diffusers' own pipelines."""
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from tests.models.parity_table import note
 from tests.recording import make_engine, run
 
 from stepbatch import EngineConfig, GenerationRequest
@@ -22,9 +21,6 @@ from stepbatch.models import load_model
 
 TOLERANCE = 1e-4  # of any latent, fp32
 BFLOAT16 = 0.1  # root mean square of a picture's latents, relative
-DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
-COLUMNS = ("alone", "in company", "bfloat16: company")
-_TABLE = re.compile(r"(<!-- written by the tests -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,46 +93,13 @@ class Parity:
             alone = run(engine, [case.request])[0][0]
             difference = ((ours - alone).pow(2).mean() / alone.pow(2).mean()).sqrt().item()
             assert difference < BFLOAT16, f"{case.variant} in bfloat16: {difference}"
-            _measured("bfloat16: company", case, difference)
+            note("bfloat16: company", case.variant, difference)
 
     def _hold(self, column: str, case: Case, ours: torch.Tensor, expected: torch.Tensor) -> None:
         assert ours.shape == expected.shape
         difference = (ours - expected).abs().max().item()
         assert difference < TOLERANCE, f"{case.variant} {column}: {difference}"
-        _measured(column, case, difference)
-
-
-MEASURED: dict[tuple[str, str], float] = {}  # the largest differences of this run
-
-
-def _measured(column: str, case: Case, difference: float) -> None:
-    key = case.variant, column
-    MEASURED[key] = max(difference, MEASURED.get(key, 0.0))
-
-
-def write_table() -> None:
-    """Bring the table up to date, once a whole test run has measured all of its rows."""
-    text = DOCUMENT.read_text()
-    table = _TABLE.search(text)
-    assert table is not None
-    rows = {variant for variant, _ in MEASURED}
-    known = {line.split("|")[1].strip() for line in table[0].splitlines()[3:-1]}
-    if not rows or not known <= rows:
-        return
-    lines = [f"| variant | {' | '.join(COLUMNS)} |", "| --- |" + " --- |" * len(COLUMNS)]
-    for variant in sorted(rows):
-        cells = [_rounded_up(MEASURED.get((variant, column))) for column in COLUMNS]
-        lines.append(f"| {variant} | {' | '.join(cells)} |")
-    new = _TABLE.sub(lambda found: found[1] + "\n".join(lines) + "\n" + found[2], text)
-    if new != text:
-        DOCUMENT.write_text(new)
-
-
-def _rounded_up(value: float | None) -> str:
-    """To the next power of ten, so that the table is the same on every machine."""
-    if value is None:
-        return ""
-    return f"1e{math.ceil(math.log10(value))}" if value > 0 else "0"
+        note(column, case.variant, difference)
 
 
 def fields(request: GenerationRequest, *names: str) -> dict[str, Any]:

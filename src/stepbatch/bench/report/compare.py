@@ -162,12 +162,23 @@ def _warnings(results: Sequence[Result]) -> list[str]:
             lines.append(f"{result.name}: stopped after {result.summary.requests} of its requests")
     first = results[0]
     for result in results[1:]:
+        if _goals(result) != _goals(first):
+            told = f"{_goals(result)}, not {_goals(first)}: attainment and goodput don't compare"
+            lines.append(f"{result.name}: held to other goals than {first.name}: {told}")
         ours, theirs = first.environment, result.environment
         other = [key for key in {**ours, **theirs} if key not in VOLATILE and ours.get(key) != theirs.get(key)]
         if other:
             told = ", ".join(f"{key} ({theirs.get(key)}, not {ours.get(key)})" for key in other)
             lines.append(f"{result.name}: measured elsewhere or otherwise than {first.name}: {told}")
     return lines
+
+
+def _goals(result: Result) -> str:
+    """What was asked of latency, in words."""
+    found = sorted({record.slo_s for record in result.records if record.slo_s is not None})
+    if not found:
+        return "none"
+    return f"{number(found[0])} s" if len(found) == 1 else f"{number(found[0])} to {number(found[-1])} s"
 
 
 def _draw(results: Sequence[Result], path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -128,18 +127,18 @@ def label_loads(figure: Figure, axes: Axes, all_series: Sequence[Series]) -> Non
 
 def draw_throughput_over_load(axes: Axes, all_series: Sequence[Series]) -> None:
     """What was answered, and what was answered in time, of each load; with the tipping point and the knee."""
-    found = [p for s in all_series for p in s.points if math.isfinite(p.load)]
+    found = [p for s in all_series for p in s.points]
     for s in all_series:
-        points = [p for p in s.points if math.isfinite(p.load)]
+        points = [p for p in s.points]
         loads = [p.load for p in points]
         _draw_line(axes, s, points, loads, [p.summary.throughput_qps for p in points], "-", "o")
         in_time = [p for p in points if p.summary.goodput_qps is not None]
         goodput = [p.summary.goodput_qps or 0.0 for p in in_time]
         _draw_line(axes, s, in_time, [p.load for p in in_time], goodput, "--", "^")
-        if (top := s.top) and math.isfinite(top.load):
+        if (top := s.top):
             axes.axvline(top.load, color=s.colour, linewidth=1, linestyle=":")
             _star(axes, s, top.load, top.summary.throughput_qps)
-        if (bent := knee(s.points)) and math.isfinite(bent.load):
+        if (bent := knee(s.points)):
             style: dict[str, Any] = {"color": s.colour, "marker": "D", "markersize": 12, "markerfacecolor": "none"}
             axes.plot([bent.load], [bent.summary.throughput_qps], linestyle="", zorder=4, **style)
     most = max((p.summary.throughput_qps for p in found), default=0.0) or 1.0
@@ -154,7 +153,7 @@ def draw_throughput_over_load(axes: Axes, all_series: Sequence[Series]) -> None:
 def draw_attainment(axes: Axes, all_series: Sequence[Series]) -> None:
     """The share of requests that met their goal, at each load."""
     for s in all_series:
-        points = [p for p in s.points if p.summary.slo_attainment_rate is not None and math.isfinite(p.load)]
+        points = [p for p in s.points if p.summary.slo_attainment_rate is not None]
         rates = [100 * (p.summary.slo_attainment_rate or 0.0) for p in points]
         _draw_line(axes, s, points, [p.load for p in points], rates, "-", "o")
     axes.set_title("SLO attainment")
@@ -164,7 +163,7 @@ def draw_attainment(axes: Axes, all_series: Sequence[Series]) -> None:
 
 def scale_loads(panels: Sequence[Axes], all_series: Sequence[Series]) -> None:
     """The same load axis for all panels, logarithmic where loads are far apart."""
-    found = [p for s in all_series for p in s.points if math.isfinite(p.load)]
+    found = [p for s in all_series for p in s.points]
     loads = [p.load for p in found]
     for axes in panels:
         if loads and min(loads) > 0 and max(loads) > WIDE * min(loads):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
+import numpy as np
 
 from stepbatch.bench.results import ClientState, Record, Summary, Work
 
@@ -15,7 +16,8 @@ Unit = Literal["rate", "concurrency"]
 KNEE_SHARE = 0.95  # of the best throughput, which the knee reaches
 CLEARLY_HIGHER = 1.25  # a load this many times another's would have brought more, if there were more
 BEHIND = 0.05  # by which share answers may come slower than requests, before the server counts as falling behind
-FEW_REQUESTS = 8  # too few to tell falling behind from chance
+SURE = 2.0  # standard errors by which it must be seen to
+FEW_REQUESTS = 8  # fewer can't tell falling behind from chance
 
 
 class SweepPoint(msgspec.Struct, kw_only=True):
@@ -36,18 +38,25 @@ class SweepPoint(msgspec.Struct, kw_only=True):
 
 
 def kept_up(records: Sequence[Record]) -> bool:
-    """Whether answers came as fast as requests did, after the first quarter of the run.
+    """Whether answers came as fast as requests did: latency didn't grow over the run, after its first quarter.
 
-    That is where latency settles; the shortest latency is allowed for at the end, as the last answers come after
-    the last request. Fewer than eight requests don't tell, and count as kept up with.
+    That is where latency settles. Of answers that come 5% slower than requests, latency grows by a second in 19; so
+    much is allowed, and whatever chance explains, two standard errors of the slope: with requests of different sizes,
+    or few of them, one long answer near the end is no queue. Fewer than eight requests count as kept up with.
     """
     if len(records) < FEW_REQUESTS:
         return True
-    first = len(records) // 4
-    came = sorted(record.intended for record in records)
-    left = sorted(record.ended for record in records)
-    allowed = (came[-1] - came[first]) / (1 - BEHIND) + min(record.latency for record in records)
-    return left[-1] - left[first] <= allowed
+    settled = sorted(records, key=lambda record: record.intended)[len(records) // 4 :]
+    came = np.array([record.intended for record in settled])
+    latency = np.array([record.latency for record in settled])
+    came, latency = came - came.mean(), latency - latency.mean()
+    squares = float(came @ came)
+    if squares == 0:  # all at once: there is no over time
+        return True
+    slope = float(came @ latency) / squares
+    rest = latency - slope * came
+    error = math.sqrt(float(rest @ rest) / (len(settled) - 2) / squares)
+    return slope <= max(BEHIND / (1 - BEHIND), SURE * error)
 
 
 def tipping(points: Sequence[SweepPoint]) -> SweepPoint | None:

@@ -29,5 +29,5 @@ def schedule(items: Sequence[WorkItem], load: LoadOptions, seed: int) -> list[fl
         return times if times and len(times) == len(items) else None
     chance = random.Random(f"arrivals {seed}")  # a stream of its own: no profile goes with a longer gap
     gaps = [chance.gammavariate(load.burstiness, 1.0) for _ in items[1:]]
-    scale = len(gaps) / load.request_rate / (sum(gaps) or 1.0)
-    return list(itertools.accumulate((scale * gap for gap in gaps), initial=0.0))[: len(items)]
+    total, seconds = sum(gaps) or 1.0, len(gaps) / load.request_rate
+    return list(itertools.accumulate((gap / total * seconds for gap in gaps), initial=0.0))[: len(items)]

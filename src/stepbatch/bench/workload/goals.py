@@ -5,22 +5,32 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from stepbatch.bench.options import GoalOptions
 from stepbatch.bench.workload.work import WorkItem
 
 Kind = tuple[object, ...]  # what a request's latency on an idle server depends on
 
-MAX_KINDS = 16  # that are measured one by one; the latency of others is scaled by their work
+MAX_KINDS = 32  # that are measured one by one; the latency of others is scaled by their work
 
 
 def kind(item: WorkItem) -> Kind:
-    """Requests of one kind take equally long on an idle server."""
-    return item.task, item.width, item.height, item.num_inference_steps, item.n, item.guidance_scale, item.num_frames
+    """Requests of one kind take equally long on an idle server. Of other fields, numbers may matter, as a strength."""
+    numbers = tuple(sorted((name, value) for name, value in item.extra.items() if isinstance(value, int | float)))
+    sizes = item.task, item.width, item.height, item.num_inference_steps, item.n, item.num_frames
+    return *sizes, item.guidance_scale, numbers
 
 
 def one_of_each(items: Sequence[WorkItem]) -> list[WorkItem]:
-    """A request of each kind, of at most ``MAX_KINDS``."""
-    return list({kind(item): item for item in reversed(items)}.values())[::-1][:MAX_KINDS]
+    """A request of each kind, of at most ``MAX_KINDS``, and then each again: what is set up once for a kind is by then.
+
+    Their prompts are none of the items', nor twice the same, for a server may remember what it has encoded.
+    """
+    kinds = list({kind(item): item for item in reversed(items)}.values())[::-1][:MAX_KINDS]
+    return [
+        msgspec.structs.replace(item, prompt=f"{item.prompt} ({word})") for word in ("first", "second") for item in kinds
+    ]
 
 
 def goals(items: Sequence[WorkItem], goal: GoalOptions, idle: Mapping[Kind, float]) -> list[float | None]:
@@ -53,8 +63,7 @@ def _scaled(item: WorkItem, idle: Mapping[Kind, float]) -> float | None:
 
 
 def _work(of: Kind) -> float:
-    _, width, height, steps, n, _, frames = of
     work = 1.0
-    for factor in (width, height, steps, n, frames):
+    for factor in of[1:6]:  # width, height, steps, outputs, frames
         work *= factor if isinstance(factor, int) else 1
     return work
