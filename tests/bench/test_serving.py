@@ -1,6 +1,7 @@
 """``stepbatch bench serving`` on a real server process that draws no pictures."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,3 +102,22 @@ def test_what_cannot_be_is_said_in_a_line(flags: str, message: str, capsys: pyte
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
+
+
+def test_what_could_not_be_kept_is_not_measured(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    run = ["--base-url", url, "--num-prompts", "1", "--output-file"]
+    for path, why in (
+        (tmp_path / "run.png", "can't be both"),
+        (tmp_path, "it is a folder"),
+        (tmp_path / "file" / "run.json", "can't write"),
+    ):
+        assert bench(*run, str(path)) == 2
+        said = capsys.readouterr()
+        assert why in said.err
+        assert not said.out  # nothing was measured in vain
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert bench(*run, str(tmp_path / "run.json")) == 2
+    assert "stepbatch[bench]" in capsys.readouterr().err

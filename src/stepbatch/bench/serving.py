@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +36,7 @@ from stepbatch.bench.results import Result, Work, save
 from stepbatch.bench.workload.arrivals import schedule
 from stepbatch.bench.workload.goals import Kind, goals, kind, one_of_each
 from stepbatch.bench.workload.work import WorkItem, build, digest
-from stepbatch.errors import SetupError
+from stepbatch.errors import OptionError, SetupError
 
 PACKAGES = ("aiohttp", "pillow", "numpy", "av")  # of the client
 
@@ -57,6 +59,7 @@ def run_serving(
         OptionError: a flag says what can't be.
         SetupError: a server isn't up, or a file can't be written.
     """
+    check_output_file(report)
     result = asyncio.run(measure(target, dataset, wanted, load, goal, report))
     print(render(result))
     if report.output_file:
@@ -69,6 +72,30 @@ def run_serving(
     if len(result.records) < result.work.requests:
         return INTERRUPTED
     return 1 if result.summary.completed_requests < result.summary.requests else 0
+
+
+def check_output_file(report: ReportOptions) -> None:
+    """See that what is measured can be kept, before it is measured; makes the file's folder.
+
+    Raises:
+        OptionError: the picture would take the file's place.
+        SetupError: the file can't be written, or there is nothing to draw with.
+    """
+    if not report.output_file:
+        return
+    path = Path(report.output_file)
+    if path.suffix == ".png":
+        raise OptionError(f"--output-file is JSON, and its picture goes beside it, as .png; {path} can't be both")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise SetupError("--output-file draws with matplotlib: pip install 'stepbatch[bench]'")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SetupError(f"can't write {path}: {error.strerror or error}") from error
+    if path.is_dir():
+        raise SetupError(f"can't write {path}: it is a folder")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise SetupError(f"can't write {path}: permission denied")
 
 
 async def measure(

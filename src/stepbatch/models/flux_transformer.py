@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from stepbatch.errors import CheckpointError
-from stepbatch.models.layers import sinusoids
+from stepbatch.models.layers import gelu_, sinusoids
 from stepbatch.models.packed import attention, chunk_rows, gather, in_chunks
 from stepbatch.models.two_streams import (
     TIME_CHANNELS,
@@ -104,17 +104,20 @@ class SingleBlock(nn.Module):
         """``[T, D]`` to the same."""
         size = chunk_rows(5 * x.shape[1], x.device)
         table = self.norm(vector)  # [S, 3, D]
+        weight, dim = self.proj_out.weight, x.shape[1]
 
-        def before(rows: slice) -> torch.Tensor:
-            shift, scale = gather(table[:, :2], layout.sequence[rows]).unbind(1)
-            return self.attn.project(modulated(x[rows], shift, scale), layout.rotary[rows])
+        def norm(rows: slice) -> torch.Tensor:
+            return modulated(x[rows], *gather(table[:, :2], layout.sequence[rows]).unbind(1))
 
         def after(rows: slice) -> torch.Tensor:
-            shift, scale, gate = gather(table, layout.sequence[rows]).unbind(1)
-            mlp = F.gelu(self.proj_mlp(modulated(x[rows], shift, scale)), approximate="tanh")
-            return torch.addcmul(x[rows], gate, self.proj_out(torch.cat((attended[rows], mlp), dim=1)))
+            mlp = gelu_(self.proj_mlp(normed[rows]))
+            # one multiplication each, so that their rows need not be joined
+            update = F.linear(attended[rows], weight[:, :dim], self.proj_out.bias).addmm_(mlp, weight[:, dim:].T)
+            return torch.addcmul(x[rows], gather(table[:, 2], layout.sequence[rows]), update)
 
-        query, key, value = in_chunks(before, len(x), size).unbind(1)
+        normed = in_chunks(norm, len(x), size)
+        joined = in_chunks(lambda rows: self.attn.project(normed[rows], layout.rotary[rows]), len(x), size)
+        query, key, value = joined.unbind(1)
         attended = attention(query, key, value, layout.order.segments)
         return bounded(in_chunks(after, len(x), size))
 

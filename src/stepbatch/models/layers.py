@@ -56,6 +56,12 @@ def _side_by_side(layers: list[nn.Module]) -> nn.Linear:
     return joined
 
 
+def gelu_(x: torch.Tensor) -> torch.Tensor:
+    """The tanh approximation of GELU, in place: what a wide layer makes is not written to memory a second time."""
+    out: torch.Tensor = torch.ops.aten.gelu_(x, approximate="tanh")
+    return out
+
+
 class TimestepEmbedder(nn.Module):
     """Sinusoids and a small network: timesteps ``[J]`` to ``[J, out]``."""
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from stepbatch.models.base import PackedSequence
-from stepbatch.models.layers import Fusible, RMSNorm
+from stepbatch.models.layers import Fusible, RMSNorm, gelu_
 from stepbatch.models.packed import Segments, attention, chunk_rows, gather, in_chunks, rotate
 
 TIME_CHANNELS = 256
@@ -100,11 +100,11 @@ class Attention(Fusible):
     def _turned(
         self, layers: str, x: torch.Tensor, rotary: torch.Tensor | None, norm_query: RMSNorm, norm_key: RMSNorm
     ) -> torch.Tensor:
-        query, key, value = self.joined(layers, x).view(len(x), 3, self.heads, -1).unbind(1)
-        query, key = norm_query(query), norm_key(key)
-        if rotary is not None:
-            query, key = rotate(query, rotary), rotate(key, rotary)
-        return torch.stack((query, key, value), dim=1)
+        joined = self.joined(layers, x).view(len(x), 3, self.heads, -1)
+        for part, norm in ((0, norm_query), (1, norm_key)):
+            normed = norm(joined[:, part])
+            joined[:, part] = normed if rotary is None else rotate(normed, rotary)
+        return joined
 
 
 class JointAttention(Attention):
@@ -136,7 +136,8 @@ class FeedForward(nn.Module):
         """Rows ``[T, D]`` after attention and this; ``update`` is attention's, ``parts`` its gate, then all of ours."""
         gate_attention, shift, scale, gate = parts
         x = torch.addcmul(x, gate_attention, update)
-        return torch.addcmul(x, gate, self.net(modulated(x, shift, scale)))
+        proj, out = self.net.get_submodule("0.proj"), self.net.get_submodule("2")
+        return torch.addcmul(x, gate, out(gelu_(proj(modulated(x, shift, scale)))))
 
 
 class Perceptron(nn.Module):

@@ -81,8 +81,10 @@ class Attention(Fusible):
 
     def project(self, x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
         """``[T, D]`` to queries, keys and values, ``[T, 3, heads, head_dim]``."""
-        query, key, value = self.joined("to_qkv", x).view(len(x), 3, self.heads, -1).unbind(1)
-        return torch.stack((rotate(self.norm_q(query), rotary), rotate(self.norm_k(key), rotary), value), dim=1)
+        joined = self.joined("to_qkv", x).view(len(x), 3, self.heads, -1)
+        for part, norm in ((0, self.norm_q), (1, self.norm_k)):
+            joined[:, part] = rotate(norm(joined[:, part]), rotary)
+        return joined
 
 
 class FeedForward(Fusible):
@@ -99,7 +101,7 @@ class FeedForward(Fusible):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate, value = self.joined("w13", x).chunk(2, dim=-1)
-        out: torch.Tensor = self.w2(F.silu(gate) * value)
+        out: torch.Tensor = self.w2(F.silu(gate, inplace=True).mul_(value))
         return out
 
 

@@ -204,6 +204,7 @@ async def test_a_redirection_is_no_answer() -> None:
     async with serving(("POST", GENERATIONS, handle)) as url:
         with await send(1, at(url)) as driven:
             assert driven.records[0].status == 307
+            assert driven.records[0].error == "HTTP 307: redirected to /elsewhere"
             assert driven.records[0].outcome == "failed"
 
 

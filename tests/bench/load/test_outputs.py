@@ -161,6 +161,7 @@ async def test_urls_are_fetched_from_wherever_they_lead() -> None:
     async with serving(("GET", "/far.png", file)) as elsewhere:
         data_url = "data:image/png;base64," + base64.b64encode(png()).decode()
         urls = ["/near.png", "", f"{elsewhere}/far.png", data_url, "/gone.png", "file:///etc/passwd", "data:;base64,a"]
+        urls.append("http://a..b/x.png")
 
         async def handle(request: web.Request) -> web.StreamResponse:
             number = int((await request.json())["prompt"])
@@ -172,10 +173,11 @@ async def test_urls_are_fetched_from_wherever_they_lead() -> None:
             items = [item(str(i), width=8, height=8) for i in range(len(urls))]
             with await send(items, at(url, api_key="secret")) as driven:
                 await check_outputs(driven)
-    assert [record.outcome for record in driven.records] == ["ok"] * 4 + ["invalid"] * 3
+    assert [record.outcome for record in driven.records] == ["ok"] * 4 + ["invalid"] * 4
     assert driven.records[4].error == "output 0 can't be fetched: gone"
     assert driven.records[5].error == "output 0 has a url that is none of a server: file:///etc/passwd"
     assert "no base64" in driven.records[6].error
+    assert "can't be fetched" in driven.records[7].error
     assert sorted(keys, key=str) == [
         ("/far.png", None),  # a key is for its own server only
         ("/near.png", "Bearer secret"),

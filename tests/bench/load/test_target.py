@@ -56,6 +56,7 @@ def test_without_a_base_url_there_are_host_and_port() -> None:
         "http://x:port",
         "http://x:99999",
         "http://x:0",
+        "http://a..b:80",
         "http://x?y",
         "http://x#y",
         "http://a b",
@@ -150,3 +151,10 @@ async def test_a_server_that_does_not_answer_is_given_up() -> None:
     async with serving(("GET", "/health", hang)) as url:
         with pytest.raises(SetupError, match="no answer to /health"):
             await wait_ready(at(url, ready_timeout=0.1))
+
+
+async def test_what_is_waited_for_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    handle, _ = answering(503, 503, 200)
+    async with serving(("GET", "/health", handle)) as url:
+        await wait_ready(at(url))
+    assert capsys.readouterr().err == f"stepbatch: waiting for the server at {url}: /health answers 503\n"

@@ -55,6 +55,7 @@ def test_figures_are_found_by_the_ends_of_their_names() -> None:
         "peak_memory_mb": 1000.0,
     }
     assert read_metrics(b"num_requests_running 1\nnum_requests_waiting NaN") == {"running": 1.0}
+    assert read_metrics(b'sglang:num_running_reqs{a=""} 2\nsglang:num_queue_reqs 3') == {"running": 2.0, "waiting": 3.0}
     assert read_metrics(b"") == {}
     assert read_metrics(b"<html>num_requests_running\nnum_requests_running x\n</html>") == {}
 
@@ -70,7 +71,7 @@ def test_any_page_is_read(page: bytes) -> None:
 async def test_servers_are_looked_at_before_during_and_after_the_run() -> None:
     handle, asked = metrics(b"num_requests_running 0\n", PAGE)
     async with serving(("POST", GENERATIONS, wait), ("GET", "/metrics", handle)) as url:
-        with await send(1, at(url), watch_interval=0.05) as driven:
+        with await send(1, at(url), watch_interval=0.07) as driven:
             samples = driven.samples
     assert len(samples) == len(asked) >= 3
     assert [sample.at for sample in samples] == sorted(sample.at for sample in samples)

@@ -135,6 +135,14 @@ def test_what_readers_should_know_is_said(tmp_path: Path, capsys: pytest.Capture
     ]
 
 
+def test_other_goals_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_compare(saved(tmp_path, a=made("a", slo=2.0), b=made("b", slo=3.0), c=made("c")))
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")] == [
+        "warning: b: held to other goals than a: 3.00 s, not 2.00 s: attainment and goodput don't compare",
+        "warning: c: held to other goals than a: none, not 2.00 s: attainment and goodput don't compare",
+    ]
+
+
 def test_a_run_without_an_answer_has_no_differences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dead = made("dead", requests=6)
     for record in dead.records:

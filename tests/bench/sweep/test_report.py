@@ -2,7 +2,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
+import msgspec
 from rich.console import Console
 from tests.bench.made import made
 
@@ -10,7 +10,6 @@ from stepbatch.bench.results import ClientState, Result, save
 from stepbatch.bench.sweep.report import (
     Series,
     SweepResult,
-    load_sweep,
     render,
     runs_by_unit,
     said_of,
@@ -18,7 +17,6 @@ from stepbatch.bench.sweep.report import (
     share,
 )
 from stepbatch.bench.sweep.tipping import SweepPoint, Unit, kept_up
-from stepbatch.errors import SetupError
 
 
 def swept(
@@ -146,17 +144,9 @@ def test_a_share_is_never_rounded_up() -> None:
 def test_a_sweep_is_kept_and_read(tmp_path: Path) -> None:
     _, result = swept([1, 2, 8])
     save(result, tmp_path / "sweep.json")
-    assert load_sweep(tmp_path / "sweep.json") == result
+    assert msgspec.json.decode((tmp_path / "sweep.json").read_bytes(), type=SweepResult) == result
     assert result.name == "some-model"
     assert result.slo_s == [3.0]
-
-
-def test_other_files_are_no_sweeps(tmp_path: Path) -> None:
-    save(made(), tmp_path / "run.json")
-    with pytest.raises(SetupError, match=r"run\.json is no result of stepbatch bench sweep"):
-        load_sweep(tmp_path / "run.json")
-    with pytest.raises(SetupError, match=r"can't read .*none\.json"):
-        load_sweep(tmp_path / "none.json")
 
 
 def test_each_kind_of_load_has_a_picture() -> None:

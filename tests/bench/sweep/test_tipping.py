@@ -1,3 +1,4 @@
+import heapq
 import math
 from collections.abc import Callable, Sequence
 
@@ -140,13 +141,16 @@ class TestTipping:
 
 class TestKeptUp:
     @staticmethod
-    def queue(rate: float, requests: int, service: float = 1.0, seed: int = 0) -> list[Record]:
-        """One server that takes ``service`` seconds for each, requests at random times."""
-        gaps = np.random.default_rng(seed).exponential(1 / rate, requests)
-        records, free = [], 0.0
-        for i, at in enumerate(np.cumsum(gaps)):
-            free = max(free, float(at)) + service
-            records.append(record(i, intended=float(at), ended=free))
+    def queue(
+        rate: float, requests: int, services: Sequence[float] = (1.0,), slots: int = 1, seed: int = 0
+    ) -> list[Record]:
+        """Requests at random times on so many slots, each of which takes one of ``services`` seconds."""
+        random = np.random.default_rng(seed)
+        records, free = [], [0.0] * slots
+        for i, at in enumerate(np.cumsum(random.exponential(1 / rate, requests)).tolist()):
+            ended = max(at, heapq.heappop(free)) + float(random.choice(services))
+            heapq.heappush(free, ended)
+            records.append(record(i, intended=at, ended=ended))
         return records
 
     @pytest.mark.parametrize("seed", range(10))
@@ -158,6 +162,19 @@ class TestKeptUp:
     @pytest.mark.parametrize("rate", [1.4, 2.0, 100.0])
     def test_over_its_capacity_it_does_not(self, rate: float, seed: int) -> None:
         assert not kept_up(self.queue(rate, 300, seed=seed))
+
+    @pytest.mark.parametrize("requests", [15, 30, 100])
+    def test_requests_of_different_sizes_are_no_falling_behind(self, requests: int) -> None:
+        def idle(seed: int) -> list[Record]:  # four slots that are busy for less than a third of the time
+            return self.queue(0.4, requests, (1.0, 1.0, 1.0, 8.0), 4, seed)
+
+        assert sum(kept_up(idle(seed)) for seed in range(40)) >= 38
+
+    def test_too_many_requests_of_different_sizes_are(self) -> None:
+        assert not any(kept_up(self.queue(3.0, 100, (1.0, 1.0, 1.0, 8.0), 4, seed)) for seed in range(20))
+
+    def test_all_at_once_tells_nothing(self) -> None:
+        assert kept_up([record(i, intended=1.0, ended=2.0 + i) for i in range(20)])
 
     def test_a_long_latency_alone_is_no_falling_behind(self) -> None:
         assert kept_up([record(i, intended=0.1 * i, ended=0.1 * i + 60.0) for i in range(20)])

@@ -52,6 +52,11 @@ def test_few_requests_come_at_the_rate_asked_for_too(count: int, rate: float, bu
     assert times[-1] == pytest.approx((count - 1) / rate)
 
 
+def test_gaps_too_small_for_a_float_are_times_all_the_same() -> None:
+    for seed in range(500):  # a gap of this shape is often 0, and sometimes one whose inverse is infinite
+        assert schedule(items(2), LoadOptions(request_rate=4, burstiness=1e-3), seed) in ([0.0, 0.25], [0.0, 0.0])
+
+
 def test_seeds_differ() -> None:
     load = LoadOptions(request_rate=2)
     assert schedule(items(5), load, 0) != schedule(items(5), load, 1)

@@ -36,7 +36,19 @@ def test_without_any_measured_latency_there_is_no_goal() -> None:
     assert goals([item()], GoalOptions(slo=0.0), {}) == [None]
 
 
-def test_each_kind_is_measured_once_in_the_order_of_the_requests() -> None:
+def test_each_kind_is_measured_after_all_were_set_up_in_the_order_of_the_requests() -> None:
     first, second = item(64), item(128)
-    assert one_of_each([first, second, item(64), item(128)]) == [first, second]
-    assert len(one_of_each([item(steps=steps) for steps in range(1, 100)])) == MAX_KINDS
+    found = one_of_each([first, second, item(64), item(128)])
+    assert [kind(one) for one in found] == [kind(first), kind(second)] * 2
+    assert len(one_of_each([item(steps=steps) for steps in range(1, 100)])) == 2 * MAX_KINDS
+
+
+def test_no_prompt_is_one_that_a_server_may_remember() -> None:
+    prompts = [one.prompt for one in one_of_each([item(64)])]
+    assert len({item(64).prompt, *prompts}) == 3
+
+
+def test_numbers_among_other_fields_make_kinds_and_text_does_not() -> None:
+    plain, guided = item(extra={"user": "a"}), item(extra={"user": "a", "true_cfg_scale": 4.0})
+    assert kind(plain) != kind(guided)
+    assert kind(plain) == kind(item(extra={"user": "b"}))

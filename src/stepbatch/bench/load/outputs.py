@@ -143,7 +143,7 @@ class _Checker:
         try:
             async with asyncio.timeout(self._driven.target.timeout):
                 answer = await Wire(session, server, self._driven.spool).get(url, in_memory=True)
-        except FAULTS as error:
+        except (*FAULTS, UnicodeError) as error:  # the latter of a host that can be none
             return BadOutput(f"can't be fetched: {words(error)}")
         return answer.told if answer.outcome == "ok" else BadOutput(f"can't be fetched: {answer.error}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,8 +57,9 @@ def resolve(options: TargetOptions) -> Target:
 def _base(url: str) -> str:
     try:
         parts = urlsplit(url)
+        (parts.hostname or "").encode("idna")  # as the look-up of its address does
         fine = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # no port, or no host
+    except ValueError:  # no port, or no host, or a host that can be none: UnicodeError is one too
         fine = False
     if not fine or parts.query or parts.fragment or re.search(r"\s", url):
         raise OptionError(f"--base-url must be like http://HOST:PORT, not {url!r}")
@@ -90,6 +92,8 @@ def open_session(headers: Sequence[tuple[str, str]]) -> aiohttp.ClientSession:
 async def wait_ready(options: TargetOptions) -> None:
     """Wait until every server is up: ``/health``, or in its absence ``/v1/models``, answers 200.
 
+    That it waits, and for what, is said on standard error, once for each server.
+
     Raises:
         OptionError: an address or a header is none.
         SetupError: one isn't up after ``--ready-timeout``, or refuses us.
@@ -98,9 +102,13 @@ async def wait_ready(options: TargetOptions) -> None:
     deadline = time.monotonic() + options.ready_timeout
     async with open_session(target.headers) as session:
         for base in target.bases:
+            waiting = False
             while fault := await _look(session, base, deadline):
                 if time.monotonic() >= deadline:
                     raise SetupError(f"the server at {base} is not up after {options.ready_timeout:g} s: {fault}")
+                if not waiting:
+                    print(f"stepbatch: waiting for the server at {base}: {fault}", file=sys.stderr, flush=True)
+                waiting = True
                 await asyncio.sleep(min(LOOK_EVERY, max(0.0, deadline - time.monotonic())))
 
 

@@ -28,6 +28,8 @@ MAX_TOLD = 1 << 16  # bytes: a larger answer is no description of a model
 _ADDED = {
     "num_requests_running": "running",
     "num_requests_waiting": "waiting",
+    "num_running_reqs": "running",
+    "num_queue_reqs": "waiting",
     "jobs_per_step_sum": "jobs_sum",
     "jobs_per_step_count": "steps",
 }

@@ -118,6 +118,9 @@ class Wire:
             if not 200 <= response.status < 300:
                 body = await _head(response.content)
                 error = error_message(body) or f"HTTP {response.status} {response.reason or ''}".strip()
+                if 300 <= response.status < 400:  # not followed: a benchmark is of the address that it was given
+                    where = response.headers.get("Location", "nowhere")
+                    error = shortened(f"HTTP {response.status}: redirected to {where}")
                 wait = retry_after(response.headers)
                 return Answer(outcome(response.status), time.perf_counter(), response.status, error, wait)
             if in_memory:

@@ -178,9 +178,10 @@ class PointLabel:
 def draw_labels(figure: Figure, axes: Axes, labels: Sequence[PointLabel]) -> None:
     """Write labels beside their points: clear of lines if possible, and of other labels, or not at all.
 
-    The rest of the figure must be there already, since its layout says what is free.
+    The rest of the figure must be there already, since its layout says what is free, and is final.
     """
     figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     inked, written = _inked(axes), list[Bbox]()
     halo = [withStroke(linewidth=3, foreground="white")]
     for label in labels:

@@ -129,16 +129,15 @@ def draw_throughput_over_load(axes: Axes, all_series: Sequence[Series]) -> None:
     """What was answered, and what was answered in time, of each load; with the tipping point and the knee."""
     found = [p for s in all_series for p in s.points]
     for s in all_series:
-        points = [p for p in s.points]
-        loads = [p.load for p in points]
-        _draw_line(axes, s, points, loads, [p.summary.throughput_qps for p in points], "-", "o")
-        in_time = [p for p in points if p.summary.goodput_qps is not None]
+        loads = [p.load for p in s.points]
+        _draw_line(axes, s, s.points, loads, [p.summary.throughput_qps for p in s.points], "-", "o")
+        in_time = [p for p in s.points if p.summary.goodput_qps is not None]
         goodput = [p.summary.goodput_qps or 0.0 for p in in_time]
         _draw_line(axes, s, in_time, [p.load for p in in_time], goodput, "--", "^")
-        if (top := s.top):
+        if top := s.top:
             axes.axvline(top.load, color=s.colour, linewidth=1, linestyle=":")
             _star(axes, s, top.load, top.summary.throughput_qps)
-        if (bent := knee(s.points)):
+        if bent := knee(s.points):
             style: dict[str, Any] = {"color": s.colour, "marker": "D", "markersize": 12, "markerfacecolor": "none"}
             axes.plot([bent.load], [bent.summary.throughput_qps], linestyle="", zorder=4, **style)
     most = max((p.summary.throughput_qps for p in found), default=0.0) or 1.0

@@ -24,7 +24,7 @@ from stepbatch.errors import OptionError
 
 SECONDS_BY_RATE = 30.0  # of a run, where nothing is said
 REQUESTS_PER_SLOT = 4  # likewise, by concurrency
-LEAST_BY_RATE, LEAST_BY_CONCURRENCY = 8, 16  # requests of a run, whatever its duration
+LEAST_BY_RATE = LEAST_BY_CONCURRENCY = 16  # requests of a run, whatever its duration
 
 _SECRET_FLAG = re.compile(r"(key|token|secret|password)$", re.IGNORECASE)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -14,7 +13,6 @@ from rich.table import Table
 from stepbatch.bench.report.table import bottleneck_text, model_name, number
 from stepbatch.bench.results import Result, Summary
 from stepbatch.bench.sweep.tipping import SweepPoint, Unit, knee, tipped, tipping
-from stepbatch.errors import SetupError
 
 ANSWERED = "were answered"  # what is asked of requests that have no goal
 TIPS, KNEE, LATE = "tips over here", "knee", "too late"  # what a table says beside a point
@@ -57,20 +55,6 @@ class SweepResult(msgspec.Struct, kw_only=True):
         self.name = self.name or model_name(run)
         goals = {record.slo_s for record in run.records if record.slo_s is not None}
         self.slo_s = sorted(goals.union(self.slo_s))
-
-
-def load_sweep(path: Path) -> SweepResult:
-    """Read a sweep that was saved.
-
-    Raises:
-        SetupError: there is none in the file.
-    """
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=SweepResult)
-    except OSError as error:
-        raise SetupError(f"can't read {path}: {error.strerror or error}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise SetupError(f"{path} is no result of stepbatch bench sweep: {error}") from error
 
 
 def show(result: SweepResult) -> None:

@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from stepbatch.bench.environment import environment, now
-from stepbatch.bench.load.client import warm_up
 from stepbatch.bench.load.target import wait_ready
 from stepbatch.bench.load.watch import ask_servers, model_name
 from stepbatch.bench.options import (
@@ -213,7 +212,6 @@ async def _idle(items: Sequence[WorkItem], target: TargetOptions) -> dict[Kind, 
     """Seconds that a request of each kind takes on servers that do nothing else."""
     await wait_ready(target)
     model = target.model or model_name((await ask_servers(target))[0])
-    await warm_up(items[:1], target, model)
     return await idle_latencies(items, target, model)
 
 

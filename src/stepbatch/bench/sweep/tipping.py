@@ -16,7 +16,7 @@ Unit = Literal["rate", "concurrency"]
 KNEE_SHARE = 0.95  # of the best throughput, which the knee reaches
 CLEARLY_HIGHER = 1.25  # a load this many times another's would have brought more, if there were more
 BEHIND = 0.05  # by which share answers may come slower than requests, before the server counts as falling behind
-SURE = 2.0  # standard errors by which it must be seen to
+SURE = 2.5  # standard errors by which it must be seen to
 FEW_REQUESTS = 8  # fewer can't tell falling behind from chance
 
 
@@ -41,7 +41,7 @@ def kept_up(records: Sequence[Record]) -> bool:
     """Whether answers came as fast as requests did: latency didn't grow over the run, after its first quarter.
 
     That is where latency settles. Of answers that come 5% slower than requests, latency grows by a second in 19; so
-    much is allowed, and whatever chance explains, two standard errors of the slope: with requests of different sizes,
+    much is allowed, and whatever chance may explain, which is 2.5 standard errors: with requests of different sizes,
     or few of them, one long answer near the end is no queue. Fewer than eight requests count as kept up with.
     """
     if len(records) < FEW_REQUESTS:

@@ -28,9 +28,8 @@ def one_of_each(items: Sequence[WorkItem]) -> list[WorkItem]:
     Their prompts are none of the items', nor twice the same, for a server may remember what it has encoded.
     """
     kinds = list({kind(item): item for item in reversed(items)}.values())[::-1][:MAX_KINDS]
-    return [
-        msgspec.structs.replace(item, prompt=f"{item.prompt} ({word})") for word in ("first", "second") for item in kinds
-    ]
+    rounds = ("first", "second")
+    return [msgspec.structs.replace(item, prompt=f"{item.prompt} ({name})") for name in rounds for item in kinds]
 
 
 def goals(items: Sequence[WorkItem], goal: GoalOptions, idle: Mapping[Kind, float]) -> list[float | None]:

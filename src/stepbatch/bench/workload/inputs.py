@@ -14,7 +14,7 @@ from PIL import Image
 
 from stepbatch.errors import OptionError
 
-KINDS = 16  # of made-up images, of each size
+KINDS = 16  # of made-up images, of each size; those of a kind differ in their first pixels
 SIDE = 512  # pixels of a made-up image whose request has no size
 SHAPES = 6  # on each
 
@@ -32,7 +32,7 @@ class Inputs:
 
     def __init__(self) -> None:
         self._files: dict[Path, ImageFile] = {}
-        self._made: dict[tuple[int, int, int], ImageFile] = {}
+        self._made: dict[tuple[int, int, int], NDArray[np.uint8]] = {}
 
     def read(self, path: Path) -> ImageFile:
         """A file's image.
@@ -49,15 +49,24 @@ class Inputs:
         return self._files[path]
 
     def make(self, index: int, width: int | None, height: int | None) -> ImageFile:
-        """The image of request number ``index``, ``width`` x ``height`` pixels; every 16th is the same again."""
+        """The image of request number ``index``, ``width`` x ``height`` pixels; no two are alike.
+
+        A server that remembers images would have less to do for one that it has seen.
+        """
         key = index % KINDS, width or SIDE, height or SIDE
         if key not in self._made:
             self._made[key] = _made_up(*key)
-        return self._made[key]
+        pixels = self._made[key].copy()
+        number = np.frombuffer(index.to_bytes(8, "big"), np.uint8)
+        pixels.reshape(-1)[: len(number)] = number[-pixels.size :]
+        data = io.BytesIO()
+        Image.fromarray(pixels).save(data, "PNG", compress_level=1)
+        digest = sha256(f"{key[1]}x{key[2]} ".encode() + pixels.tobytes()).hexdigest()
+        return ImageFile(f"made-up-{index}.png", data.getvalue(), digest)
 
 
-def _made_up(kind: int, width: int, height: int) -> ImageFile:
-    """Coloured shapes on a gradient. Whole numbers only, so that it is the same on every machine."""
+def _made_up(kind: int, width: int, height: int) -> NDArray[np.uint8]:
+    """Coloured shapes on a gradient, ``[height, width, 3]``. Whole numbers only: it is the same on every machine."""
     chance = random.Random(f"image {kind}")
     x, y = np.arange(width)[None, :], np.arange(height)[:, None]
     shades = 256 - SHAPES  # of the gradient; the palette's other colours are the shapes'
@@ -67,11 +76,7 @@ def _made_up(kind: int, width: int, height: int) -> ImageFile:
         part = slice(top, top + size), slice(left, left + size)
         round_one = (2 * (x - left) - size) ** 2 + (2 * (y - top) - size) ** 2 < size**2
         indices[part][round_one[part] if shape % 2 else ...] = shades + shape
-    pixels = _palette(shades, chance)[indices]  # [height, width, 3]
-    data = io.BytesIO()
-    Image.fromarray(pixels).save(data, "PNG")
-    digest = sha256(f"{width}x{height} ".encode() + pixels.tobytes()).hexdigest()
-    return ImageFile(f"made-up-{kind}.png", data.getvalue(), digest)
+    return _palette(shades, chance)[indices]
 
 
 def _palette(shades: int, chance: random.Random) -> NDArray[np.uint8]:
