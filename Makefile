@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := $(VENV)/.peers
 
 .PHONY: demo serve test lint format bench clean
 .DELETE_ON_ERROR:
@@ -25,8 +26,8 @@ format: $(READY)
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(READY)
-	@set -e; for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python $$script; done
+bench: $(PEERS)  ## beside servers that one would write today, a quarter of an hour; writes docs/benchmarks.md
+	@$(BIN)/python benchmarks/serving.py
 
 clean:
 	rm -rf $(VENV) demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -37,4 +38,9 @@ $(READY): pyproject.toml constraints.txt
 	@echo "installing into $(VENV), a minute or two the first time"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench,dev]'
+	@touch $@
+
+$(PEERS): $(READY)
+	@echo "installing LitServe and Ray Serve into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench,dev,peers]'
 	@touch $@
