@@ -99,8 +99,10 @@ async def _measure(task: Task, base_url: str, concurrency: int) -> Result:
 
 def figures(result: Result) -> dict[str, Any]:
     """Of a burst: what the table shows, and every latency."""
-    summary = result.summary
+    summary, asked = result.summary, result.records[0].asked
     return {
+        "size": f"{asked['width']}x{asked['height']}",
+        "steps": asked.get("num_inference_steps"),  # None: the model's own
         "requests": summary.requests,
         "completed": summary.completed_requests,
         "duration": summary.duration,

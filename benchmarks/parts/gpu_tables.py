@@ -130,7 +130,11 @@ def _bursts(console: Console, measures: dict[str, Measures]) -> None:
                 if m:
                     rows.append((model, str(concurrency), batching, *_burst(m, off if batching == "on" else None)))
     columns = ("model", "concurrency", "batching", "done", "req/s", "Δ", "mean, s", "P99, s", "Δ", "jobs a step", "GiB")
-    _print(console, "A burst of requests", columns, rows)
+    kinds = {(m["size"], m["steps"]) for own in measures.values() for m in of(own, "burst") if "qps" in m}
+    told = "; ".join(
+        f"{size}, {f'{steps} steps' if steps else 'steps as the models have them'}" for size, steps in kinds
+    )
+    _print(console, f"A burst of requests, {told}", columns, rows)
     if rows:
         title = (
             "For reference: SGLang-Diffusion on an H100 (its #18764), batching off -> on, steps as the models have them"

@@ -86,6 +86,11 @@ def test_failures_are_told_and_make_the_status_1(url: str, capsys: pytest.Captur
     assert "the model failed on this request" in said
 
 
+def test_what_the_server_refuses_is_not_measured(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench("--base-url", url, "--model", "another", "--num-prompts", "4") == 2
+    assert "another" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -103,7 +103,7 @@ class GoalOptions:
 
     slo: float | None = option(
         None,
-        "seconds that a request may take; without a value, --slo-scale times what it takes on an idle server",
+        "seconds that a request may take; without a value, or 0, --slo-scale times what it takes on an idle server",
         low=0,
         bare=0.0,
     )

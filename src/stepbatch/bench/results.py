@@ -61,6 +61,7 @@ class Work(msgspec.Struct, kw_only=True):
     request_rate: float | None  # None: as soon as it may be
     burstiness: float
     max_concurrency: int  # 0: no bound
+    is_timed: bool = False  # sent at the times of a trace
     parts: dict[str, str] = {}  # part of the work -> its own digest, to say what differs
 
 
@@ -144,7 +145,10 @@ def load(path: Path) -> Result:
         SetupError: there is none in the file.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Result)
+        data = path.read_bytes()
+        if b'"kind": "sweep"' in data[:100]:
+            raise SetupError(f"{path} is a sweep, and only results of bench serving can be compared")
+        return msgspec.json.decode(data, type=Result)
     except OSError as error:
         raise SetupError(f"can't read {path}: {error.strerror or error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

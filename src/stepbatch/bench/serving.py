@@ -41,6 +41,7 @@ from stepbatch.errors import OptionError, SetupError
 PACKAGES = ("aiohttp", "pillow", "numpy", "av")  # of the client
 
 INTERRUPTED = 130  # exit status
+REFUSALS = (400, 401, 403, 404, 405, 413, 415, 422)  # that another try would get again
 
 
 def run_serving(
@@ -128,6 +129,8 @@ async def measure(
         idle = await idle_latencies(items, target, model) if goal.slo == 0 else {}
     slos, times = goals(items, goal, idle), schedule(items, load, dataset.seed or 0)
     shown = sys.stderr.isatty() and not report.disable_tqdm
+    if shown and times:
+        print(f"stepbatch: {len(items)} requests over {times[-1]:.4g} s", file=sys.stderr)
     with _interruptible() as stop, _progress(len(items), shown) as (sent, checked):
         driven = await drive(items, times, target, load.max_concurrency, model, slos, sent, stop=stop)
         with driven:
@@ -144,7 +147,7 @@ async def idle_latencies(items: Sequence[WorkItem], target: TargetOptions, model
         OptionError: an address or header is none.
         SetupError: none of them was answered.
     """
-    kinds = one_of_each(items)
+    kinds = one_of_each(items)  # twice each, and the second time counts: the first may set something up
     records = await warm_up(kinds, target, model)
     taken = {kind(kinds[i % len(kinds)]): r.latency for i, r in enumerate(records) if r.outcome == "ok"}
     if not taken:
@@ -153,11 +156,17 @@ async def idle_latencies(items: Sequence[WorkItem], target: TargetOptions, model
 
 
 async def _warm_up(items: Sequence[WorkItem], target: TargetOptions, load: LoadOptions, model: str) -> None:
-    """Have the servers do once what they set up once; a failure says nothing, for the load will show it."""
+    """Have the servers do once what they set up once.
+
+    Raises:
+        SetupError: they refuse such requests, so that there is nothing to measure.
+    """
     first = [items[i % len(items)] for i in range(load.warmup_requests)]
     if load.warmup_inference_steps:
         first = [msgspec.structs.replace(item, num_inference_steps=load.warmup_inference_steps) for item in first]
-    await warm_up(first, target, model)
+    refused = [r for r in await warm_up(first, target, model) if r.status in REFUSALS]
+    if refused:
+        raise SetupError(f"{refused[0].server} refuses the first request, before any is measured: {refused[0].error}")
 
 
 def _work(items: Sequence[WorkItem], dataset: DatasetOptions, wanted: RequestOptions, load: LoadOptions) -> Work:
@@ -172,6 +181,7 @@ def _work(items: Sequence[WorkItem], dataset: DatasetOptions, wanted: RequestOpt
         request_rate=None if load.request_rate == float("inf") else load.request_rate,
         burstiness=load.burstiness,
         max_concurrency=load.max_concurrency,
+        is_timed=load.request_rate == float("inf") and any(item.timestamp is not None for item in items),
     )
 
 

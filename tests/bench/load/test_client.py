@@ -312,6 +312,20 @@ async def test_servers_differ_by_one_at_most_and_take_turns(count: int, ends: li
         open_ones.pop(end % len(open_ones))[0].__exit__(None, None, None)
 
 
+async def test_a_server_that_is_gone_does_not_get_all_requests() -> None:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(0.02)
+        return fine()
+
+    async with serving(("POST", GENERATIONS, handle)) as url:
+        async with serving(("POST", GENERATIONS, handle)) as gone:
+            pass
+        with await send(20, at(url, gone), max_concurrency=4) as driven:
+            failed = [record for record in driven.records if record.outcome == "failed"]
+    assert {record.server for record in failed} == {gone}
+    assert 1 <= len(failed) <= 4  # those that were under way when it was found out
+
+
 async def test_headers_and_the_key_are_sent() -> None:
     seen: list[web.Request] = []
 

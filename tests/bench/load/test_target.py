@@ -4,6 +4,7 @@ import pytest
 from aiohttp import web
 from tests.bench.support import Handler, at, serving
 
+from stepbatch.bench.load import target
 from stepbatch.bench.load.target import resolve, wait_ready
 from stepbatch.bench.options import TargetOptions
 from stepbatch.errors import OptionError, SetupError
@@ -131,7 +132,7 @@ async def test_every_server_must_be_up() -> None:
 
 async def test_who_asks_once_is_told_at_once() -> None:
     async with serving() as url:
-        with pytest.raises(SetupError, match="/v1/models answers 404"):
+        with pytest.raises(SetupError, match="neither /health nor /v1/models"):
             await wait_ready(at(url, ready_timeout=0))
 
 
@@ -158,3 +159,9 @@ async def test_what_is_waited_for_is_told_once(capsys: pytest.CaptureFixture[str
     async with serving(("GET", "/health", handle)) as url:
         await wait_ready(at(url))
     assert capsys.readouterr().err == f"stepbatch: waiting for the server at {url}: /health answers 503\n"
+
+
+async def test_a_server_without_a_page_that_says_so_counts_as_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target, "BARE_SECONDS", 0.2)
+    async with serving() as url:
+        await wait_ready(at(url, ready_timeout=30))

@@ -117,7 +117,7 @@ def test_the_load_in_words() -> None:
     assert load_text(work) == "concurrency 8"
     work.max_concurrency = 0
     assert load_text(work) == "all at once"
-    work.dataset = "trace"
+    work.is_timed = True
     assert load_text(work) == "at the trace's times"
     work.request_rate, work.burstiness, work.max_concurrency = 2.5, 0.5, 3
     assert load_text(work) == "2.5 req/s offered (burstiness 0.5), at most 3 at once"

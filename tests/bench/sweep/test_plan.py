@@ -133,7 +133,7 @@ class TestCommand:
 class TestRequests:
     def test_by_rate_a_run_lasts_half_a_minute(self) -> None:
         assert requests_of(flags(), "rate", 10.0, 0.0) == 300
-        assert requests_of(flags(), "rate", 0.1, 0.0) == 8
+        assert requests_of(flags(), "rate", 0.1, 0.0) == 16
 
     def test_by_concurrency_every_slot_has_four(self) -> None:
         assert requests_of(flags(), "concurrency", 8.0, 100.0) == 32

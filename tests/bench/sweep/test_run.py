@@ -101,7 +101,7 @@ def test_finds_where_a_server_tips_over(url: str, tmp_path: Path, capsys: pytest
     bad = [point.load for point in series.points if not point.good]
     assert max(good) == series.tipping
     assert min(bad) <= 1.5 * series.tipping
-    assert all(point.summary.requests == max(8, round(0.8 * point.load)) for point in series.points)
+    assert all(point.summary.requests == max(16, round(0.8 * point.load)) for point in series.points)
     assert all(point.work is not None and point.work.request_rate == point.load for point in series.points)
     said = capsys.readouterr().out
     assert "tips over here" in said
@@ -125,7 +125,7 @@ def test_tells_what_more_in_flight_brings_and_how_it_takes_more_a_second(
     assert (batched.jobs_per_step or 0) > 2 * (alone.jobs_per_step or 1)
     assert series.knee != 1
     assert series.tipping is None
-    assert [point.summary.requests for point in by_rate.points] == [10, 20]
+    assert [point.summary.requests for point in by_rate.points] == [16, 20]
     said = capsys.readouterr().out
     assert "throughput's knee" in said
     for unit in ("concurrency", "rate"):

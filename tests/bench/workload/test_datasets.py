@@ -383,6 +383,20 @@ def test_missing_files_and_images(tmp_path: Path) -> None:
     assert missing == f"{path}:13: there is no image {tmp_path / 'origin' / 'a squirrel eats.jpg'}"
 
 
+def test_milliseconds_are_not_taken_for_seconds(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    path.write_text(
+        '{"timestamp": 1731000000500, "prompt": "a fox"}\n{"timestamp": 1731000000700, "prompt": "an owl"}\n'
+    )
+    assert "looks like milliseconds" in refusal("trace", path)
+
+
+def test_half_a_character_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "info.json"
+    path.write_text('[{"prompt_en": "bad \\ud800 half", "dimension": []}]')
+    assert "is not JSON" in refusal("vbench", path)
+
+
 def test_nothing_of_a_trace_is_run(tmp_path: Path) -> None:
     mark = tmp_path / "run"
     refusal("trace", write(tmp_path / "t.txt", f"Request(prompt=__import__('pathlib').Path({str(mark)!r}).touch())"))

@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 from stepbatch.bench.options import DatasetOptions, LoadOptions, RequestOptions
-from stepbatch.bench.workload.inputs import KINDS
 from stepbatch.bench.workload.work import Task, WorkItem, build, digest
 from stepbatch.demo.burst import BURST
 from stepbatch.errors import OptionError
@@ -190,10 +189,8 @@ def test_images_are_made_up_where_a_task_needs_them() -> None:
     found = made(40, task="image-to-image", width=96, height=64)
     assert all(len(item.images) == 1 and pixels(item.images[0].data).size == (96, 64) for item in found)
     assert all(pixels(item.images[0].data).mode == "RGB" for item in found)
-    assert len({item.images[0].data for item in found}) == KINDS == 16
-    assert len({item.images[0].digest for item in found[:KINDS]}) == KINDS
+    assert len({item.images[0].data for item in found}) == len({item.images[0].digest for item in found}) == 40
     assert found == made(40, task="image-to-image", width=96, height=64)
-    assert found[0].images[0] is found[16].images[0]
     assert pixels(made(1, task="image-to-video")[0].images[0].data).size == (512, 512)
     assert not made(1)[0].images
     burst = made(dataset="demo", task="image-to-image")
@@ -202,7 +199,7 @@ def test_images_are_made_up_where_a_task_needs_them() -> None:
 
 def test_made_up_images_are_the_same_on_every_machine() -> None:
     (item,) = made(1, task="image-to-image", width=33, height=17)
-    assert item.images[0].digest == "fd981310f33f5dfd384ff0d921591297241ca1118db5294e390cd32f8a0564e4"
+    assert item.images[0].digest == "0776f9a7eb602221cbeb638b7d97283b3189aa6025d198872ebe9a2b890c2f93"
     shown = pixels(item.images[0].data)  # the file itself may differ, as PNG encoders do
     assert sha256(b"33x17 " + shown.tobytes()).hexdigest() == item.images[0].digest
 

@@ -25,6 +25,8 @@ from stepbatch.bench.results import ClientState, Record, Sample
 from stepbatch.bench.workload.work import WorkItem
 
 LONGEST_WAIT = 120.0  # seconds before a request is sent again, whatever the server says
+REST_SECONDS = 1.0  # of a server that isn't well, while there are others
+BUSY_OR_GONE = (None, 429, 502, 503, 504)  # status of an answer, if there was one: it isn't the request's fault
 FIRST_WAIT = 0.5  # seconds, where the server says nothing; doubled each time
 
 
@@ -130,24 +132,37 @@ async def warm_up(items: Sequence[WorkItem], target: TargetOptions, model: str) 
 
 
 class Servers:
-    """How many requests each server has in flight."""
+    """How many requests each server has in flight, and which ones are better left alone for a while."""
 
     def __init__(self, bases: Sequence[str]) -> None:
         self._bases = bases
         self._in_flight = [0] * len(bases)
+        self._rests_until = [0.0] * len(bases)  # time.perf_counter()
         self._next = 0  # among equals, they take turns
 
     @contextmanager
     def least(self) -> Iterator[str]:
-        """The address of the server that has the fewest, which has one more inside the context."""
-        count = len(self._bases)
-        chosen = min(range(count), key=lambda i: (self._in_flight[i], (i - self._next) % count))
+        """The address of the server that has the fewest, which has one more inside the context.
+
+        One that rests is passed over while there are others: it would be done with its requests at once, and so get
+        them all.
+        """
+        count, now = len(self._bases), time.perf_counter()
+
+        def rank(i: int) -> tuple[bool, int, int]:
+            return self._rests_until[i] > now, self._in_flight[i], (i - self._next) % count
+
+        chosen = min(range(count), key=rank)
         self._next = (chosen + 1) % count
         self._in_flight[chosen] += 1
         try:
             yield self._bases[chosen]
         finally:
             self._in_flight[chosen] -= 1
+
+    def rest(self, base: str) -> None:
+        """Leave a server alone for a second."""
+        self._rests_until[self._bases.index(base)] = time.perf_counter() + REST_SECONDS
 
 
 class _Places:
@@ -254,17 +269,23 @@ class _Sender:
     async def _attempt(self, request: Prepared, record: Record, deadline: float) -> Answer:
         with self._servers.least() as base:
             record.server = base
-            wire = Wire(self._session, base, self._spool, self._options.poll_interval)
-            limit = asyncio.timeout_at(deadline)
-            try:
-                async with limit:
-                    return await request.api.ask(wire, request)
-            except FAULTS as error:
-                self.exhausted |= error_number(error) in EXHAUSTED
-                if limit.expired():
-                    message = f"no answer within {self._options.timeout:g} s"
-                    return Answer("timeout", time.perf_counter(), error=message)
-                return Answer("failed", time.perf_counter(), error=words(error))
+            answer = await self._exchange(request, base, deadline)
+        if answer.outcome != "ok" and answer.status in BUSY_OR_GONE:
+            self._servers.rest(base)
+        return answer
+
+    async def _exchange(self, request: Prepared, base: str, deadline: float) -> Answer:
+        wire = Wire(self._session, base, self._spool, self._options.poll_interval)
+        limit = asyncio.timeout_at(deadline)
+        try:
+            async with limit:
+                return await request.api.ask(wire, request)
+        except FAULTS as error:
+            self.exhausted |= error_number(error) in EXHAUSTED
+            if limit.expired():
+                message = f"no answer within {self._options.timeout:g} s"
+                return Answer("timeout", time.perf_counter(), error=message)
+            return Answer("failed", time.perf_counter(), error=words(error))
 
     def _now(self) -> float:
         return time.perf_counter() - self.start

@@ -16,6 +16,8 @@ from stepbatch.bench.results import ClientState
 BEAT = 0.01  # seconds between two beats of the heart
 LATE = 0.005  # seconds: the client may always be this late
 LATE_SHARE = 0.05  # of the median latency: so late it may be where requests take longer
+FEW = 20  # requests
+NO_CONNECTIONS = "it could open no more connections (see ulimit -n)"
 BUSY = 0.95  # of a core: a client that takes more has no time left to be on time
 
 
@@ -64,7 +66,7 @@ class Meter:
             loop_lag_p99=spread(self.lags).p99 or 0.0,
             cpu_share=self._busy / self._seconds if self._seconds > 0 else 0.0,
         )
-        state.bottleneck = bottleneck(state, statistics.median(latencies) if latencies else 0.0, exhausted)
+        state.bottleneck = bottleneck(state, statistics.median(latencies) if latencies else 0.0, len(lags), exhausted)
         return state
 
     async def _beat(self) -> None:
@@ -77,17 +79,20 @@ class Meter:
                 due += BEAT
 
 
-def bottleneck(state: ClientState, latency: float, exhausted: bool = False) -> str:
+def bottleneck(state: ClientState, latency: float, sent: int, exhausted: bool = False) -> str:
     """Why the client bounded a run whose median latency this is, in seconds; empty if it did not.
 
     It did if it sent requests late or was late to see answers, 99th percentiles, by more than 5 ms and more than 5% of
     the median latency; or if it took all of a core and its loop was over 5 ms late; or if it ran out of connections.
+    Of fewer than 20 requests the percentile says nothing, nor does any of it where none was answered.
     """
+    if not latency:
+        return NO_CONNECTIONS if exhausted else ""
     allowed = max(LATE, LATE_SHARE * latency)
     reasons = []
     if exhausted:
-        reasons.append("it could open no more connections (see ulimit -n)")
-    if state.lag_p99 > allowed:
+        reasons.append(NO_CONNECTIONS)
+    if state.lag_p99 > allowed and sent >= FEW:
         reasons.append(f"it sent requests late, by {_ms(state.lag_p99)} at P99 where {_ms(allowed)} would do")
     if state.loop_lag_p99 > allowed:
         reasons.append(f"it was late to see answers, by {_ms(state.loop_lag_p99)} at P99 where {_ms(allowed)} would do")

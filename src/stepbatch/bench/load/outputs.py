@@ -25,6 +25,7 @@ from stepbatch.errors import InvalidValue, SetupError
 from stepbatch.image_files import read_picture
 
 MAX_PIXELS = 1 << 28  # of a picture
+STAGES = ("encode", "denoise", "decode")
 AT_ONCE = 4  # answers that are in memory and decoded at the same time
 
 T = TypeVar("T")
@@ -227,13 +228,12 @@ def _data_url(url: str) -> bytes | BadOutput:
 def _tell(record: Record, told: Mapping[str, Any]) -> None:
     """Write down what the server tells of a request besides its outputs."""
     times = told.get("timings")
-    if isinstance(times, dict):
-        stages = [_number(times.get(name)) for name in ("encode", "denoise", "decode")]
-        record.queue_s = _number(times.get("queue"))
-        known = [stage for stage in stages if stage is not None]
-        record.service_s = sum(known) if known else None
-    if record.service_s is None:
-        record.service_s = _number(told.get("inference_time_s"))
+    times = times if isinstance(times, dict) else {}
+    record.queue_s = _number(times.get("queue"))
+    record.service_s = _number(told.get("inference_time_s"))  # with the waits between stages
+    stages = [stage for name in STAGES if (stage := _number(times.get(name))) is not None]
+    if record.service_s is None and stages:
+        record.service_s = sum(stages)
     places = (told, told.get("usage"), told.get("metrics"))
     peaks = [_number(place.get("peak_memory_mb")) for place in places if isinstance(place, dict)]
     record.peak_memory_mb = next((peak for peak in peaks if peak is not None), None)

@@ -20,6 +20,8 @@ from stepbatch.errors import OptionError, SetupError
 KEEP_ALIVE = 2.0  # seconds: less than servers' own, often 5, so that none closes a connection that is just used again
 LOOK_SECONDS = 5.0  # until a look at whether a server is up is given up
 LOOK_EVERY = 0.5  # seconds
+BARE_SECONDS = 5.0  # until a server that has no page that says whether it is up is taken to be
+NEITHER = "it has neither /health nor /v1/models"
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -92,6 +94,7 @@ def open_session(headers: Sequence[tuple[str, str]]) -> aiohttp.ClientSession:
 async def wait_ready(options: TargetOptions) -> None:
     """Wait until every server is up: ``/health``, or in its absence ``/v1/models``, answers 200.
 
+    A server that has neither page counts as up once it has answered so for a while.
     That it waits, and for what, is said on standard error, once for each server.
 
     Raises:
@@ -102,8 +105,10 @@ async def wait_ready(options: TargetOptions) -> None:
     deadline = time.monotonic() + options.ready_timeout
     async with open_session(target.headers) as session:
         for base in target.bases:
-            waiting = False
+            waiting, bare = False, time.monotonic() + BARE_SECONDS
             while fault := await _look(session, base, deadline):
+                if fault == NEITHER and time.monotonic() >= bare:
+                    break
                 if time.monotonic() >= deadline:
                     raise SetupError(f"the server at {base} is not up after {options.ready_timeout:g} s: {fault}")
                 if not waiting:
@@ -126,6 +131,8 @@ async def _look(session: aiohttp.ClientSession, base: str, deadline: float) -> s
             return words(error)
         if status not in (404, 405):
             break
+    if status in (404, 405):
+        return NEITHER
     if status in (401, 403):
         raise SetupError(f"the server at {base} refuses us: {path} answers {status}; see --api-key and --header")
     return "" if status == 200 else f"{path} answers {status}"

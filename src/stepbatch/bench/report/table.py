@@ -54,7 +54,7 @@ def load_text(work: Work) -> str:
     if work.request_rate is not None:
         shape = "" if work.burstiness == 1 else f" (burstiness {work.burstiness:g})"
         return ", ".join(part for part in (f"{work.request_rate:g} req/s offered{shape}", bound) if part)
-    if work.dataset == "trace":
+    if work.is_timed:
         return ", ".join(part for part in ("at the trace's times", bound) if part)
     return f"concurrency {work.max_concurrency}" if work.max_concurrency else "all at once"
 
@@ -90,7 +90,7 @@ def _subject(result: Result) -> list[Row]:
 def _traffic(result: Result) -> list[Row]:
     work, summary = result.work, result.summary
     asked = sorted({int(record.asked.get("n", 1)) for record in result.records})
-    rate = "the trace's" if work.dataset == "trace" else "inf"
+    rate = "the trace's" if work.is_timed else "inf"
     return [
         ("Benchmark duration (s)", number(summary.duration)),
         ("Request rate", rate if work.request_rate is None else f"{work.request_rate:g}"),

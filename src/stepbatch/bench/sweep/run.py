@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import statistics
 import sys
@@ -27,7 +26,7 @@ from stepbatch.bench.options import (
 )
 from stepbatch.bench.results import Result, save
 from stepbatch.bench.servers import Server, started
-from stepbatch.bench.serving import PACKAGES, idle_latencies, measure
+from stepbatch.bench.serving import PACKAGES, check_output_file, idle_latencies, measure
 from stepbatch.bench.sweep.plan import (
     Axis,
     Flags,
@@ -43,7 +42,7 @@ from stepbatch.bench.sweep.settle import settle
 from stepbatch.bench.sweep.tipping import Search, SweepPoint, kept_up
 from stepbatch.bench.workload.goals import Kind
 from stepbatch.bench.workload.work import WorkItem, build
-from stepbatch.errors import SetupError
+from stepbatch.errors import OptionError, SetupError
 
 FIRST_SHARE = 0.5  # of the rate of one request after another: the first that is tried in a search
 GAIN = 1.05  # of throughput at twice the concurrency: with less, and without a goal, the search ends
@@ -70,9 +69,12 @@ def run_sweep(
         KeyboardInterrupt: Ctrl-C.
     """
     flags = Flags(target=target, dataset=dataset, wanted=wanted, load=load, goal=goal, report=report, sweep=sweep)
+    check_output_file(report)
     axes, variants, command = read_axes(flags), read_variants(sweep), read_command(flags)
-    driver = Driver(flags, build(dataset, wanted))
-    _check_writable(report)
+    items = build(dataset, wanted)
+    if sweep.concurrencies and any(item.timestamp is not None for item in items):
+        raise OptionError("--concurrencies has each request sent as soon as it may be, and the trace says when")
+    driver = Driver(flags, items)
     try:
         for variant in variants:
             with _servers(flags, variant, command) as servers:
@@ -251,17 +253,6 @@ def _logs(report: ReportOptions) -> Iterator[Path]:
         except OSError as error:
             raise SetupError(f"can't make a folder for the servers' logs: {error}") from error
         yield folder
-
-
-def _check_writable(report: ReportOptions) -> None:
-    """Raise ``SetupError`` if the results couldn't be written, before they are measured."""
-    path = Path(report.output_file or "-")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SetupError(f"can't write {path}: {error.strerror or error}") from error
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise SetupError(f"can't write {path}: permission denied")
 
 
 def _slug(name: str) -> str:

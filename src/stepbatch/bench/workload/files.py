@@ -66,7 +66,9 @@ def parse_json(text: str, source: str, is_file: bool) -> Any:
         OptionError: it isn't JSON; the message names the source, and, of a file, the line.
     """
     try:
-        return json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=_refuse)
+        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair can't be sent
+        return value
     except json.JSONDecodeError as error:
         where = f"{source}:{error.lineno}" if is_file else source
         raise OptionError(f"{where}: this is not JSON: {error.msg}, column {error.colno}") from None

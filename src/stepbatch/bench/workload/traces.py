@@ -23,6 +23,9 @@ PROSE = ("prompt", "text", "negative_prompt")  # a number in there is text all t
 Row = tuple[int, dict[str, Any]]  # the line's number, values by name
 
 
+MILLISECONDS = 1e11  # since 1970: a year in seconds that nobody will see
+
+
 def read_trace(path: Path, text: str, seed: int) -> list[Entry]:
     """Every request, in the order of time, the first at 0 seconds. Without timestamps, the order is the file's.
 
@@ -50,6 +53,8 @@ def read_trace(path: Path, text: str, seed: int) -> list[Entry]:
 def _shift(path: Path, found: list[Row]) -> None:
     """Make the timestamps seconds since the first."""
     times = [fields["timestamp"] for _, fields in found if "timestamp" in fields]
+    if times and min(times) > MILLISECONDS:
+        raise OptionError(f"{path}: timestamps are seconds, and {min(times):g} looks like milliseconds")
     first = min(times, default=0.0)
     for line, fields in found if times else ():
         if "timestamp" not in fields:
