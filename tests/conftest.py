@@ -1,4 +1,6 @@
 import os
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,10 @@ from stepbatch.config import EngineConfig, ModelConfig
 
 # a tiny model gains nothing from threads, which wait for each other on a busy machine; subprocesses read it too
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# a shell's jobs in the background ignore Ctrl-C, and so would every process that is started from here
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # how long an example takes says something about the machine, not about the code
 settings.register_profile("untimed", deadline=None)
