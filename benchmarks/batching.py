@@ -21,7 +21,8 @@ from parts.report import environment, save, show, show_grid
 from parts.steps import wide_against_parts
 from stepbatch.config import EngineConfig, ModelConfig
 from stepbatch.demo import MODEL_PATH
-from stepbatch.engine.runner import TorchRunner, load_runner
+from stepbatch.engine.backends import load_runner
+from stepbatch.engine.runner import TorchRunner
 from stepbatch.errors import SetupError
 
 RESULTS = Path(__file__).parent / "results" / "batching.json"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from stepbatch import EngineConfig, GenerationRequest
-from stepbatch.engine.engine import Engine
+from stepbatch.engine.engine import Engine, Tick
 from stepbatch.engine.runner import TorchRunner
 from stepbatch.errors import RequestError
 from stepbatch.request import Job
@@ -19,8 +19,8 @@ class RecordingRunner(TorchRunner):
     final: dict[tuple[str, int], torch.Tensor]
     steps: list[list[tuple[str, int]]]
 
-    def denoise(self, jobs: Sequence[Job]) -> None:
-        super().denoise(jobs)
+    def denoise(self, jobs: Sequence[Job], tick: Tick) -> None:
+        super().denoise(jobs, tick)
         self.__dict__.setdefault("steps", []).append([job.id for job in jobs])
 
     def decode(self, jobs: Sequence[Job]) -> list[bytes | RequestError]:

@@ -2,13 +2,15 @@ import dataclasses
 import math
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stepbatch.config import ModelConfig
 from stepbatch.errors import GenerationFailed, InvalidValue
-from stepbatch.model_info import ModelInfo
+from stepbatch.image import InputImage
+from stepbatch.model_info import Defaults, ModelInfo
 from stepbatch.request import (
     ENDINGS,
     MAX_OUTPUTS,
@@ -22,6 +24,16 @@ from stepbatch.request import (
 from stepbatch.testing import FakeRunner
 
 INFO: ModelInfo = FakeRunner(ModelConfig(backend="fake")).info
+PICTURE, OTHER_PICTURE = InputImage(1, 1, bytes(3)), InputImage(2, 1, bytes(6))
+MASK = InputImage(1, 1, bytes(1))
+VIDEO_INFO = msgspec.structs.replace(
+    INFO,
+    tasks=("text-to-video", "image-to-video"),
+    uses=(*INFO.uses, "num_frames", "fps"),
+    frames_multiple=4,
+    max_frames=81,
+    defaults=Defaults(width=64, height=64, num_inference_steps=4, num_frames=17, fps=8),
+)
 
 BAD_VALUES: list[tuple[str, Any]] = [
     ("prompt", ""),
@@ -158,3 +170,67 @@ def test_an_ending_is_never_left(state: JobState) -> None:
         one.cancel()
     assert one.state is state
     assert one.error is None
+
+
+def test_every_field_says_what_of_it_is_in_a_signature() -> None:
+    unsaid = [f.name for f in dataclasses.fields(GenerationRequest) if "signature" not in f.metadata]
+    assert unsaid == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "shared"),
+    [
+        ({"prompt": "a", "seed": 1, "n": 2}, {"prompt": "b", "seed": 2}, True),
+        ({"negative_prompt": "a"}, {"negative_prompt": "b"}, True),
+        ({"negative_prompt": "a"}, {}, False),
+        ({"images": (PICTURE,)}, {"images": (OTHER_PICTURE,)}, True),
+        ({"images": (PICTURE,)}, {"images": (PICTURE, PICTURE)}, False),
+        ({"images": (PICTURE,), "mask": MASK}, {"images": (PICTURE,)}, False),
+        ({"images": (PICTURE,), "strength": 0.5}, {"images": (PICTURE,), "strength": 0.6}, False),
+        *(
+            ({name: value}, {name: value + 1}, False)
+            for name, value in [
+                ("num_inference_steps", 4),
+                ("guidance_scale", 2.0),
+                ("guidance_scale_2", 2.0),
+                ("true_cfg_scale", 2.0),
+                ("flow_shift", 2.0),
+                ("max_sequence_length", 64),
+                ("num_frames", 5),
+                ("fps", 8),
+            ]
+        ),
+        ({"width": 64, "height": 64}, {"width": 64, "height": 32}, False),
+    ],
+)
+def test_a_signature_holds_what_a_call_has_once(one: dict[str, Any], other: dict[str, Any], shared: bool) -> None:
+    requests = [GenerationRequest(**{"prompt": "x", **values}) for values in (one, other)]
+    assert (requests[0].signature == requests[1].signature) is shared
+
+
+def test_a_video_has_the_models_frames_or_those_asked_for() -> None:
+    assert VIDEO_INFO.makes_videos
+    assert not INFO.makes_videos
+    resolved = GenerationRequest(prompt="x").resolve(VIDEO_INFO)
+    assert (resolved.num_frames, resolved.fps, resolved.frames) == (17, 8, 17)
+    assert (
+        GenerationRequest(prompt="x", images=(PICTURE,), num_frames=1, width=16, height=16).resolve(VIDEO_INFO).frames
+        == 1
+    )
+    assert GenerationRequest(prompt="x").resolve(INFO).frames == 1
+
+
+@pytest.mark.parametrize(
+    ("info", "values", "param", "message"),
+    [
+        (VIDEO_INFO, {"num_frames": 16}, "num_frames", "multiple of 4: 13 or 17, not 16"),
+        (VIDEO_INFO, {"num_frames": 85}, "num_frames", "from 1 to 81"),
+        (INFO, {"num_frames": 5}, "num_frames", "no effect on this model"),
+        (INFO, {"fps": 5}, "fps", "no effect on this model"),
+        (VIDEO_INFO, {"images": (PICTURE,), "strength": 0.5}, "strength", "no effect on this model"),
+    ],
+)
+def test_frames_that_can_not_be_are_refused(info: ModelInfo, values: dict[str, Any], param: str, message: str) -> None:
+    with pytest.raises(InvalidValue, match=message) as caught:
+        GenerationRequest(prompt="x", **values).resolve(info)
+    assert caught.value.param == param

@@ -68,8 +68,10 @@ class ModelConfig:
         str(MODEL_PATH), "a checkpoint's folder in diffusers' layout, or the name of such a repository on Hugging Face"
     )
     served_model_name: str = option("", "the name that clients use for the model; without it, the folder's name")
-    backend: Literal["auto", "native", "fake"] = option(
-        "auto", "how the model is run; fake draws no pictures and takes a fixed time a step, for load tests"
+    backend: Literal["auto", "native", "diffusers", "fake"] = option(
+        "auto",
+        "how the model is run: step by step, as a whole diffusers pipeline, or whichever can be, the first before the "
+        "second; fake draws no pictures and takes a fixed time a step, for load tests",
     )
     load_format: Literal["auto", "dummy"] = option(
         "auto", "dummy makes random weights from the configs alone, for timing; those of well-known models are packaged"
@@ -99,7 +101,9 @@ class BatchingConfig:
 
     dynamic_batch_max_size: int = option(8, "the most jobs that share a denoising step", low=1, high=4096)
     dynamic_batch_delay_ms: float = option(
-        0.0, "how long a request waits for company; native models never wait, so it does nothing there", low=0
+        0.0,
+        "how long a request waits for company where a batch is a whole pipeline call; native models never wait",
+        low=0,
     )
     max_batch_tokens: int = option(40960, "the most tokens in a denoising step; a larger job runs by itself", low=1)
     max_encodes_per_step: int = option(

@@ -5,6 +5,7 @@
     StepbatchError
     ├── SetupError                  refused at start, one line on stderr, exit status 2
     │   ├── CheckpointError         missing, incomplete, pickled or of an unknown pipeline
+    │   │   └── NotNative           whole, but of a kind that can only run as a diffusers pipeline
     │   └── OptionError             an unknown flag or a value that a flag can't take
     └── RequestError                has an HTTP status, a code and, where one field is at fault, its name
         ├── InvalidValue            400 invalid_value
@@ -36,6 +37,10 @@ class SetupError(StepbatchError):
 
 class CheckpointError(SetupError):
     """A checkpoint that can't be served; the message names it and says why."""
+
+
+class NotNative(CheckpointError):
+    """A checkpoint that has no native form; diffusers may run its pipeline."""
 
 
 class OptionError(SetupError):

@@ -9,7 +9,7 @@ import msgspec
 from stepbatch.image import InputImage
 from stepbatch.sizes import nearest_shape, of_area, within
 
-Task = Literal["text-to-image", "image-to-image", "inpainting", "editing"]
+Task = Literal["text-to-image", "image-to-image", "inpainting", "editing", "text-to-video", "image-to-video"]
 
 
 class Defaults(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,7 +18,10 @@ class Defaults(msgspec.Struct, frozen=True, kw_only=True):
     width: int  # pixels
     height: int  # pixels
     num_inference_steps: int
+    num_frames: int | None = None  # of models that make videos
+    fps: int | None = None  # likewise
     guidance_scale: float | None = None  # where the model uses it
+    guidance_scale_2: float | None = None  # likewise
     true_cfg_scale: float | None = None  # likewise
     negative_prompt: str | None = None
     max_sequence_length: int = 512  # tokens of the prompt
@@ -73,3 +76,10 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_images: int = 1  # that a request may bring, where a task takes any
     guidance: Guidance = Guidance()
     auto_size: AutoSize = AutoSize()
+    frames_multiple: int = 1  # a video has one frame more than a multiple of this
+    max_frames: int = 1
+
+    @property
+    def makes_videos(self) -> bool:
+        """Whether outputs are videos; no model makes both them and pictures."""
+        return any(task.endswith("-video") for task in self.tasks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Hashable
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
@@ -17,11 +18,20 @@ MAX_STEPS = 1000  # the training timesteps of the noise schedules that are serve
 MAX_GUIDANCE = 100.0
 MAX_PROMPT_CHARACTERS = 32_000  # as OpenAI has it; the model's own limit is in tokens
 MAX_IMAGES = 16  # as OpenAI has it; a model's own limit is lower
+MAX_FRAMES = 4096  # a model's own limit is lower
+MAX_FPS = 240
+
+# What of a field must be equal for two requests to share a whole-pipeline call: nothing, its value, whether there is
+# one, or how many there are.
+FREE = {"signature": lambda value: None}
+EQUAL = {"signature": lambda value: value}
+GIVEN = {"signature": lambda value: value is not None}
+COUNT = {"signature": len}
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
-    """One call for one or more pictures, validated as far as that goes without knowing the model.
+    """One call for one or more pictures or videos, validated as far as that goes without knowing the model.
 
     ``None`` means the model's default; ``resolve`` fills it in. Sizes are in pixels. ``guidance_scale`` and
     ``true_cfg_scale`` mean what they mean to the model's diffusers pipeline. The i-th of ``n`` outputs has the noise of
@@ -29,26 +39,30 @@ class GenerationRequest:
 
     ``images`` alone are what an editing model's prompt speaks of. With ``strength``, from 0 to 1, an image is where
     denoising starts, and less of the steps are taken (image-to-image); with ``mask`` only what is 255 there changes
-    (inpainting).
+    (inpainting). A model that makes videos of ``num_frames`` pictures, ``fps`` a second, begins them with an image.
+    ``guidance_scale_2`` is for the second transformer of models that have two, the one for the last, less noisy steps.
 
     Raises:
         InvalidValue: a field has the wrong type or is out of range; ``param`` names it.
     """
 
-    prompt: str
-    negative_prompt: str | None = None
-    images: tuple[InputImage, ...] = ()
-    mask: InputImage | None = None
-    strength: float | None = None
-    width: int | None = None
-    height: int | None = None
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    true_cfg_scale: float | None = None
-    flow_shift: float | None = None
-    max_sequence_length: int | None = None
-    seed: int | None = None
-    n: int = 1
+    prompt: str = field(metadata=FREE)
+    negative_prompt: str | None = field(default=None, metadata=GIVEN)
+    images: tuple[InputImage, ...] = field(default=(), metadata=COUNT)
+    mask: InputImage | None = field(default=None, metadata=GIVEN)
+    strength: float | None = field(default=None, metadata=EQUAL)
+    width: int | None = field(default=None, metadata=EQUAL)
+    height: int | None = field(default=None, metadata=EQUAL)
+    num_frames: int | None = field(default=None, metadata=EQUAL)
+    fps: int | None = field(default=None, metadata=EQUAL)
+    num_inference_steps: int | None = field(default=None, metadata=EQUAL)
+    guidance_scale: float | None = field(default=None, metadata=EQUAL)
+    guidance_scale_2: float | None = field(default=None, metadata=EQUAL)
+    true_cfg_scale: float | None = field(default=None, metadata=EQUAL)
+    flow_shift: float | None = field(default=None, metadata=EQUAL)
+    max_sequence_length: int | None = field(default=None, metadata=EQUAL)
+    seed: int | None = field(default=None, metadata=FREE)
+    n: int = field(default=1, metadata=FREE)  # each output is a job of its own
 
     def __post_init__(self) -> None:
         _check_text("prompt", self.prompt)
@@ -60,11 +74,13 @@ class GenerationRequest:
             raise InvalidValue("width and height go together", "width" if self.width is None else "height")
         _check_int("width", self.width, 1, 65536)
         _check_int("height", self.height, 1, 65536)
+        _check_int("num_frames", self.num_frames, 1, MAX_FRAMES)
+        _check_int("fps", self.fps, 1, MAX_FPS)
         _check_int("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
         _check_int("max_sequence_length", self.max_sequence_length, 1, 65536)
         _check_int("n", self.n, 1, MAX_OUTPUTS, optional=False)
         _check_int("seed", self.seed, 0, MAX_SEED - self.n + 1)
-        for name in ("guidance_scale", "true_cfg_scale", "flow_shift"):
+        for name in ("guidance_scale", "guidance_scale_2", "true_cfg_scale", "flow_shift"):
             object.__setattr__(self, name, _check_float(name, getattr(self, name), MAX_GUIDANCE))
         if self.flow_shift == 0:
             raise InvalidValue("flow_shift must be more than 0", "flow_shift")
@@ -79,6 +95,16 @@ class GenerationRequest:
         """Width and height of a resolved request."""
         assert self.width is not None and self.height is not None
         return self.width, self.height
+
+    @property
+    def frames(self) -> int:
+        """How many pictures an output of a resolved request is."""
+        return self.num_frames or 1
+
+    @property
+    def signature(self) -> tuple[Hashable, ...]:
+        """What requests that share a whole-pipeline call have in common, by field."""
+        return tuple(f.metadata["signature"](getattr(self, f.name)) for f in fields(self))
 
     @property
     def steps(self) -> int:
@@ -116,6 +142,7 @@ class GenerationRequest:
         _check_task(self, info)
         defaults = info.defaults
         _check_int("max_sequence_length", self.max_sequence_length, 1, info.max_sequence_length)
+        _check_frames(self, info)
         width, height = _size(self, info)
 
         def default(name: str) -> Any:
@@ -131,7 +158,10 @@ class GenerationRequest:
             width=width,
             height=height,
             num_inference_steps=self.num_inference_steps or defaults.num_inference_steps,
+            num_frames=default("num_frames"),
+            fps=default("fps"),
             guidance_scale=default("guidance_scale"),
+            guidance_scale_2=default("guidance_scale_2"),
             true_cfg_scale=default("true_cfg_scale"),
             negative_prompt=negative,
             max_sequence_length=default("max_sequence_length"),
@@ -146,6 +176,16 @@ class GenerationRequest:
 
 FIELDS = tuple(f.name for f in fields(GenerationRequest))
 IMAGE_FIELDS = ("images", "mask")
+MODEL_FIELDS = (  # that only some models have a use for
+    "negative_prompt",
+    "num_frames",
+    "fps",
+    "guidance_scale",
+    "guidance_scale_2",
+    "true_cfg_scale",
+    "flow_shift",
+    "max_sequence_length",
+)
 
 
 def _check_images(request: GenerationRequest) -> None:
@@ -166,7 +206,7 @@ def _check_images(request: GenerationRequest) -> None:
 
 
 def _check_uses(request: GenerationRequest, info: ModelInfo) -> None:
-    for name in ("negative_prompt", "guidance_scale", "true_cfg_scale", "flow_shift", "max_sequence_length"):
+    for name in MODEL_FIELDS:
         if getattr(request, name) is not None and name not in info.uses:
             known = [n for n in ("guidance_scale", "true_cfg_scale", "negative_prompt") if n in info.uses]
             hint = f"; it takes {', '.join(known)}" if known else ""
@@ -176,8 +216,8 @@ def _check_uses(request: GenerationRequest, info: ModelInfo) -> None:
 def _check_task(request: GenerationRequest, info: ModelInfo) -> None:
     """Raise ``InvalidValue``, with what the model can do, for what it can't."""
     if not request.images:
-        if "text-to-image" not in info.tasks:
-            raise InvalidValue("this model edits images and needs one: it can't draw from a prompt alone", "images")
+        if not {"text-to-image", "text-to-video"}.intersection(info.tasks):
+            raise InvalidValue("this model needs an image: it can't work from a prompt alone", "images")
         return
     given = next((name for name in ("mask", "strength") if getattr(request, name) is not None), None)
     limit = 1 if given else info.max_images
@@ -185,9 +225,9 @@ def _check_task(request: GenerationRequest, info: ModelInfo) -> None:
         if getattr(request, name) is not None and task not in info.tasks:
             able = f"this model can do {', '.join(info.tasks)}"
             raise InvalidValue(f"{name} has no effect on this model: {able}", name)
-    if request.mask is None and request.strength is None and "editing" not in info.tasks:
+    if request.mask is None and request.strength is None and not {"editing", "image-to-video"}.intersection(info.tasks):
         if "image-to-image" not in info.tasks:
-            raise InvalidValue("this model takes no images: it draws from a prompt alone", "images")
+            raise InvalidValue("this model takes no images: it works from a prompt alone", "images")
         raise InvalidValue(
             "this model can't follow an instruction about an image; give strength, for image-to-image, or mask, for "
             "inpainting",
@@ -196,6 +236,16 @@ def _check_task(request: GenerationRequest, info: ModelInfo) -> None:
     if len(request.images) > limit:
         where = f"with {given}" if given else "on this model"
         raise InvalidValue(f"there must be at most {limit} image{'s' * (limit != 1)} {where}", "images")
+
+
+def _check_frames(request: GenerationRequest, info: ModelInfo) -> None:
+    _check_int("num_frames", request.num_frames, 1, info.max_frames)
+    if request.num_frames is not None and request.num_frames % info.frames_multiple != 1 % info.frames_multiple:
+        less = request.num_frames - (request.num_frames - 1) % info.frames_multiple
+        near = f"{less} or {less + info.frames_multiple}, not {request.num_frames}"
+        raise InvalidValue(
+            f"num_frames must be one more than a multiple of {info.frames_multiple}: {near}", "num_frames"
+        )
 
 
 def _size(request: GenerationRequest, info: ModelInfo) -> tuple[int, int]:
@@ -266,8 +316,9 @@ ENDINGS = (JobState.FINISHED, JobState.FAILED, JobState.CANCELLED)
 class Job:
     """One output in the making.
 
-    ``tokens`` is what a step of it costs: the lengths of its sequences added up. ``alone`` keeps company away, for jobs
-    that were in a unit of work that killed the engine.
+    ``tokens`` is what a step of it costs: the lengths of its sequences added up. ``alone`` keeps company away: for jobs
+    that were in a unit of work that killed the engine, and where a pipeline takes but one. A job with a ``signature``
+    is denoised in one call, from the first step to the last, together with others that have the same.
     """
 
     request_id: str
@@ -276,6 +327,7 @@ class Job:
     tokens: int
     arrival: float  # seconds on the monotonic clock, when the request came in at the door
     alone: bool = False
+    signature: Hashable | None = None
     step: int = 0  # denoising steps taken
     state: JobState = JobState.WAITING
     error: RequestError | None = None

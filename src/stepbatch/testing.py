@@ -6,7 +6,7 @@ import hashlib
 import os
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from stepbatch.config import ModelConfig
 from stepbatch.errors import InvalidModelOutput, InvalidValue, RequestError
@@ -24,6 +24,7 @@ class FakeRunner:
     """
 
     def __init__(self, config: ModelConfig) -> None:
+        self.whole_calls = False
         self.step_seconds = config.fake_step_ms / 1000
         self.steps: deque[list[tuple[str, int]]] = deque(maxlen=10_000)  # the jobs of the last steps
         self.info = ModelInfo(
@@ -61,10 +62,16 @@ class FakeRunner:
             pixels += sum(image.width * image.height for image in request.images)
         return pixels // 256 * (2 if request.guidance_scale else 1)
 
+    def signature(self, request: GenerationRequest) -> Hashable | None:
+        return None
+
+    def shares(self, request: GenerationRequest) -> bool:
+        return True
+
     def encode(self, jobs: Sequence[Job]) -> None:
         self._raise("[raise-encode]", jobs)
 
-    def denoise(self, jobs: Sequence[Job]) -> None:
+    def denoise(self, jobs: Sequence[Job], tick: Callable[[int, int], None]) -> None:
         self._raise("[raise-denoise]", jobs)
         if any("[die]" in job.request.prompt for job in jobs):
             os._exit(17)
@@ -95,3 +102,25 @@ class FakeRunner:
     def _raise(word: str, jobs: Sequence[Job]) -> None:
         if any(word in job.request.prompt for job in jobs):
             raise RuntimeError(f"asked to by {word}")
+
+
+class WholeCallRunner(FakeRunner):
+    """The same where all of a job's steps are one call; ``[single]`` in a prompt keeps company away."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.whole_calls = True
+        self.calls: list[list[tuple[str, int]]] = []  # the jobs of each
+
+    def signature(self, request: GenerationRequest) -> Hashable | None:
+        return request.signature
+
+    def shares(self, request: GenerationRequest) -> bool:
+        return "[single]" not in request.prompt
+
+    def denoise(self, jobs: Sequence[Job], tick: Callable[[int, int], None]) -> None:
+        self.calls.append([job.id for job in jobs])
+        steps = jobs[0].steps
+        for step in range(1, steps + 1):
+            super().denoise(jobs, tick)
+            tick(step, steps)

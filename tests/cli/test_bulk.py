@@ -108,10 +108,10 @@ def test_holds_a_window_not_the_file(run: Run, tmp_path: Path, monkeypatch: pyte
     most = 0
     step = FakeRunner.denoise
 
-    def denoise(self: FakeRunner, jobs: Any) -> None:
+    def denoise(self: FakeRunner, jobs: Any, tick: Any) -> None:
         nonlocal most
         most = max(most, len(jobs))
-        step(self, jobs)
+        step(self, jobs, tick)
 
     monkeypatch.setattr(FakeRunner, "denoise", denoise)
     taken: list[int] = []
@@ -135,7 +135,7 @@ def test_prompts_never_overwrite_each_other(run: Run, tmp_path: Path) -> None:
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands run the fake model; the real module loads torch."""
     runner = SimpleNamespace(load_runner=lambda config: FakeRunner(config.model))
-    monkeypatch.setitem(sys.modules, "stepbatch.engine.runner", runner)
+    monkeypatch.setitem(sys.modules, "stepbatch.engine.backends", runner)
 
 
 @pytest.mark.usefixtures("fake")

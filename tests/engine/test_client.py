@@ -227,7 +227,7 @@ async def test_a_request_that_kills_the_engine_gets_no_third_try() -> None:
         found = await answers([poison, *handles])
         assert isinstance(found[0], EngineDied)
         assert all(isinstance(answer, list) for answer in found[1:])
-        assert engine.restarts == 2
+        await until(lambda: engine.restarts == 2)  # the mates may be done before
 
 
 async def test_a_request_that_hangs_the_engine_gets_no_third_try() -> None:
@@ -237,7 +237,7 @@ async def test_a_request_that_hangs_the_engine_gets_no_third_try() -> None:
         found = await answers([poison, *mates])
         assert isinstance(found[0], EngineDied)
         assert all(isinstance(answer, list) for answer in found[1:])
-        assert engine.restarts == 2
+        await until(lambda: engine.restarts == 2)  # the mates may be done before
 
 
 async def test_a_stopped_engine_is_replaced() -> None:

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepbatch.config import BatchingConfig, EngineConfig, ModelConfig
-from stepbatch.engine.engine import FIRST_UNIT_SECONDS, Engine
+from stepbatch.engine.engine import FIRST_UNIT_SECONDS, Engine, Tick
 from stepbatch.engine.messages import Cancelled, Failure, FromEngine, Output, Progress, Stats, Submit, Unit
 from stepbatch.errors import GenerationFailed, InvalidModelOutput, InvalidValue, RequestError
 from stepbatch.request import GenerationRequest, Job
-from stepbatch.testing import FakeRunner
+from stepbatch.testing import FakeRunner, WholeCallRunner
 
 
 class Recorded:
@@ -29,7 +29,7 @@ class Recorded:
 
     def finish(self) -> None:
         while not self.engine.idle:
-            self.engine.step()
+            time.sleep(self.engine.step())
 
     def endings(self) -> dict[tuple[str, int], Output | Failure | Cancelled]:
         """The ending of each job; fails if one has two."""
@@ -161,9 +161,9 @@ class PollingRunner(FakeRunner):
 
     engine: Engine
 
-    def denoise(self, jobs: Sequence[Job]) -> None:
+    def denoise(self, jobs: Sequence[Job], tick: Tick) -> None:
         self.engine.cancel("bad")
-        super().denoise(jobs)
+        super().denoise(jobs, tick)
 
     def decode(self, jobs: Sequence[Job]) -> list[bytes | RequestError]:
         self.engine.cancel("nan")
@@ -314,3 +314,82 @@ def test_every_accepted_job_ends_exactly_once(batching: BatchingConfig, sequence
             assert correct(ending, prompts[name], 7 + index)
     assert len(one.engine.scheduler) == 0
     assert one.engine.scheduler.waiting == 0
+
+
+def whole_calls(delay_ms: float = 0.0, size: int = 8) -> tuple[Recorded, WholeCallRunner]:
+    runner = WholeCallRunner(ModelConfig(backend="fake", fake_step_ms=0))
+    batching = BatchingConfig(dynamic_batch_delay_ms=delay_ms, dynamic_batch_max_size=size, max_encodes_per_step=1)
+    return Recorded(batching, runner), runner
+
+
+def test_whole_calls_share_by_signature_and_end_before_the_next_begins() -> None:
+    one, runner = whole_calls()
+    for name, steps in (("a", 3), ("b", 5), ("c", 3), ("d", 3)):
+        one.submit(name, steps=steps)
+    one.submit("e", prompt="[single]", steps=3)
+    one.finish()
+    assert runner.calls == [[("a", 0), ("c", 0), ("d", 0)], [("b", 0)], [("e", 0)]]
+    assert all(correct(ending) for name, ending in one.endings().items() if name != ("e", 0))
+    second_call = [
+        i for i, message in enumerate(one.messages) if isinstance(message, Unit) and ("b", 0) in message.jobs
+    ]
+    assert sum(isinstance(message, Output) for message in one.messages[: second_call[0]]) == 3
+
+
+def test_a_whole_call_tells_each_step_and_stays_announced() -> None:
+    one, _ = whole_calls()
+    one.submit("a", steps=3)
+    one.submit("b", steps=3)
+    one.finish()
+    told = [message.jobs for message in one.messages if isinstance(message, Progress)]
+    assert told == [[("a", 0, step, 3), ("b", 0, step, 3)] for step in (1, 2, 3)]
+    after = [one.messages[i + 1] for i, message in enumerate(one.messages) if isinstance(message, Progress)]
+    assert all(isinstance(message, Unit) and message.kind == "denoise" for message in after)
+
+
+def test_a_call_takes_messages_in_and_stops_when_nobody_waits_for_it() -> None:
+    one, runner = whole_calls()
+    gone: list[str] = []
+
+    def poll() -> None:
+        if len(runner.steps) == 2 and not gone:
+            gone.append("a")
+            one.engine.cancel("a")
+            one.submit("late", steps=9)
+        if len(runner.steps) == 4 and len(gone) == 1:
+            gone.append("b")
+            one.engine.cancel("b")
+
+    one.engine.poll = poll
+    one.submit("a", steps=9)
+    one.submit("b", steps=9)
+    one.finish()
+    assert runner.calls == [[("a", 0), ("b", 0)], [("late", 0)]]
+    assert len(runner.steps) == 4 + 9  # the call stopped at the step after which the last was gone
+    endings = one.endings()
+    assert isinstance(endings["a", 0], Cancelled)
+    assert isinstance(endings["b", 0], Cancelled)
+    assert correct(endings["late", 0])
+
+
+def test_a_call_that_fails_is_tried_again_job_by_job() -> None:
+    one, runner = whole_calls()
+    for name, prompt in (("a", "x"), ("bad", "[raise-denoise]"), ("c", "x")):
+        one.submit(name, prompt=prompt)
+    one.finish()
+    assert runner.calls == [[("a", 0), ("bad", 0), ("c", 0)], [("a", 0)], [("bad", 0)], [("c", 0)]]
+    endings = one.endings()
+    assert isinstance(endings["bad", 0], Failure)
+    assert correct(endings["a", 0])
+    assert correct(endings["c", 0])
+
+
+def test_a_step_says_how_long_a_batch_still_waits_for_company() -> None:
+    one, _ = whole_calls(delay_ms=60_000, size=2)
+    one.submit("a")
+    assert 59 < one.engine.step() <= 60
+    one.submit("b")
+    assert one.engine.step() == 0
+    assert one.engine.step() == 0
+    assert one.engine.idle
+    assert one.engine.step() == float("inf")

@@ -53,7 +53,9 @@ from_engine = st.one_of(
     st.builds(Refused, text),
     st.builds(Unit, st.sampled_from(["encode", "denoise", "decode"]), st.lists(job_id), seconds),
     st.builds(Progress, st.lists(st.tuples(text, st.integers(0, 9), count, count))),
-    st.builds(Output, text, st.integers(0, 9), count, count, count, st.binary(), st.builds(Times, seconds, seconds)),
+    st.builds(
+        Output, text, st.integers(0, 9), count, count, count, count, st.binary(), st.builds(Times, seconds, seconds)
+    ),
     st.builds(Failure, text, st.integers(0, 9), text, text, st.none() | text),
     st.builds(Cancelled, text, st.integers(0, 9)),
     st.builds(Stats, count, count, count, count, count, seconds, seconds),

@@ -12,9 +12,10 @@ from tests.recording import RecordingRunner, make_engine, run
 
 from stepbatch.config import BatchingConfig, EngineConfig, MemoryConfig, ModelConfig
 from stepbatch.engine import runner as runner_module
+from stepbatch.engine.backends import load_runner
 from stepbatch.engine.engine import Engine
 from stepbatch.engine.messages import Failure, FromEngine, Output, Submit
-from stepbatch.engine.runner import TorchRunner, load_runner
+from stepbatch.engine.runner import TorchRunner
 from stepbatch.image import InputImage
 from stepbatch.models.base import Embedding, Prompt
 from stepbatch.models.latents import Posterior

@@ -16,16 +16,23 @@ serial = count()
 
 
 def job(
-    tokens: int = 1, steps: int = 1, arrival: float = 0.0, alone: bool = False, name: str = "", index: int = 0
+    tokens: int = 1,
+    steps: int = 1,
+    arrival: float = 0.0,
+    alone: bool = False,
+    name: str = "",
+    index: int = 0,
+    signature: str | None = None,
 ) -> Job:
     request = GenerationRequest(prompt="x", num_inference_steps=steps, seed=0, n=10)
-    return Job(name or f"request-{next(serial)}", index, request, tokens, arrival, alone)
+    return Job(name or f"request-{next(serial)}", index, request, tokens, arrival, alone, signature)
 
 
-def scheduler(size: int = 8, tokens: int = 100, encodes: int = 2, decodes: int = 2) -> Scheduler:
+def scheduler(size: int = 8, tokens: int = 100, encodes: int = 2, decodes: int = 2, delay_ms: float = 0.0) -> Scheduler:
     return Scheduler(
         BatchingConfig(
             dynamic_batch_max_size=size,
+            dynamic_batch_delay_ms=delay_ms,
             max_batch_tokens=tokens,
             max_encodes_per_step=encodes,
             max_decodes_per_step=decodes,
@@ -35,17 +42,19 @@ def scheduler(size: int = 8, tokens: int = 100, encodes: int = 2, decodes: int =
 
 def advance(under_test: Scheduler, plan: Plan) -> list[Job]:
     """What the engine does with a plan in which nothing fails."""
+    finished = under_test.finish(one for one in plan.decode if not one.ended)
     for one in plan.encode:
         if not one.ended:
             one.to(JobState.RUNNING)
-    return under_test.advance(plan)
+    under_test.advance(one for one in plan.denoise if not one.ended)
+    return finished
 
 
 def checked_schedule(under_test: Scheduler) -> Plan:
     """Schedule, and hold the plan against the limits and the order of arrival."""
     order = [(one, one.state is JobState.WAITING) for one in under_test.denoising.values()]
     assert [one.arrival for one, _ in order] == sorted(one.arrival for one, _ in order)
-    plan, limits = under_test.schedule(), under_test.limits
+    plan, limits = under_test.schedule(0.0), under_test.limits
     assert len(plan.denoise) <= limits.dynamic_batch_max_size
     assert len(plan.denoise) == 1 or sum(one.tokens for one in plan.denoise) <= limits.max_batch_tokens
     assert len({one.request_id for one in plan.encode}) <= limits.max_encodes_per_step
@@ -153,7 +162,7 @@ def test_nothing_starves_while_small_jobs_keep_coming(
 
 
 def test_an_empty_scheduler_plans_nothing() -> None:
-    assert not scheduler().schedule()
+    assert not scheduler().schedule(0.0)
 
 
 def test_a_job_that_arrived_earlier_goes_before_those_already_here() -> None:
@@ -162,16 +171,16 @@ def test_a_job_that_arrived_earlier_goes_before_those_already_here() -> None:
     for one in (late, later, early):
         under_test.add(one)
     assert list(under_test.denoising.values()) == [early, late, later]
-    assert under_test.schedule().denoise == [early]
+    assert under_test.schedule(0.0).denoise == [early]
 
 
 def test_a_newcomer_joins_at_the_next_step() -> None:
     under_test = scheduler()
     old, new = job(steps=3), job(steps=3, arrival=1)
     under_test.add(old)
-    advance(under_test, under_test.schedule())
+    advance(under_test, under_test.schedule(0.0))
     under_test.add(new)
-    assert under_test.schedule().denoise == [old, new]
+    assert under_test.schedule(0.0).denoise == [old, new]
 
 
 def test_small_jobs_fill_the_room_beside_a_large_one_and_give_way_to_it() -> None:
@@ -192,7 +201,7 @@ def test_a_job_over_the_token_limit_runs_by_itself() -> None:
     oversize = job(1000)
     under_test.add(oversize)
     under_test.add(job(1, arrival=1))
-    assert under_test.schedule().denoise == [oversize]
+    assert under_test.schedule(0.0).denoise == [oversize]
 
 
 def test_the_outputs_of_a_request_count_as_one_encode() -> None:
@@ -201,7 +210,7 @@ def test_the_outputs_of_a_request_count_as_one_encode() -> None:
     other = job(arrival=1)
     for one in (*together, other):
         under_test.add(one)
-    assert under_test.schedule().encode == together
+    assert under_test.schedule(0.0).encode == together
 
 
 @pytest.mark.parametrize("position", [0, 1, 2])
@@ -221,7 +230,7 @@ def test_jobs_that_ended_within_the_step_stay_where_they_are() -> None:
     gone, here = job(), job(arrival=1)
     under_test.add(gone)
     under_test.add(here)
-    plan = under_test.schedule()
+    plan = under_test.schedule(0.0)
     gone.cancel()
     under_test.remove(gone)
     assert advance(under_test, plan) == []
@@ -237,7 +246,101 @@ def test_images_count_as_much_as_requests_in_what_is_encoded_at_once() -> None:
         under_test.add(Job(name, 0, request, 1, 0.0))
     encoded = []
     for _ in range(3):
-        plan = under_test.schedule()
+        plan = under_test.schedule(0.0)
         encoded.append([one.request_id for one in plan.encode])
         advance(under_test, plan)
     assert encoded == [["a", "c"], ["b"], ["d"]]  # one that is over the limit by itself is encoded by itself
+
+
+def calls(*described: tuple[str, float], size: int = 2, delay_ms: float = 100.0) -> tuple[Scheduler, list[Job]]:
+    """A scheduler with jobs of these signatures and arrivals, that are denoised in one call."""
+    under_test = scheduler(size=size, delay_ms=delay_ms)
+    jobs = [job(signature=signature, arrival=arrival, steps=9) for signature, arrival in described]
+    for one in jobs:
+        under_test.add(one)
+    return under_test, jobs
+
+
+def test_whole_calls_are_of_one_signature_and_skip_whoever_does_not_match() -> None:
+    under_test, (first, other, second, third) = calls(("a", 0), ("b", 1), ("a", 2), ("a", 3), delay_ms=0)
+    assert under_test.schedule(3.0).denoise == [first, second]
+    for one in (first, second):
+        one.to(JobState.RUNNING)
+    under_test.advance([first, second])
+    assert (first.step, second.step) == (9, 9)
+    plan = under_test.schedule(3.0)
+    assert (plan.decode, plan.denoise) == ([first, second], [other])  # the oldest is next, then what is left of a
+    assert third.state is JobState.WAITING
+
+
+def test_a_batch_waits_for_company_from_the_arrival_of_its_oldest() -> None:
+    under_test, (one,) = calls(("a", 5.0))
+    plan = under_test.schedule(5.04)
+    assert not plan
+    assert plan.wait == pytest.approx(0.06)
+    assert under_test.schedule(5.1).denoise == [one]
+    queued, (behind,) = calls(("a", 5.0))
+    assert queued.schedule(7.0).denoise == [behind]  # a call ran meanwhile: it waits no second time
+
+
+def test_a_full_batch_waits_for_nobody() -> None:
+    under_test, (head, first, second) = calls(("a", 0.0), ("b", 0.01), ("b", 0.02))
+    assert under_test.schedule(0.03).denoise == [first, second]
+    for one in (first, second):
+        under_test.remove(_cancelled(one))
+    assert under_test.schedule(0.03).wait == pytest.approx(0.07)
+    assert head.state is JobState.WAITING
+
+
+def test_a_batch_with_no_room_for_the_next_is_full() -> None:
+    under_test = scheduler(tokens=10, delay_ms=100)
+    jobs = [job(tokens=6, signature="a", arrival=0.0), job(tokens=6, signature="a", arrival=0.01)]
+    for one in jobs:
+        under_test.add(one)
+    assert under_test.schedule(0.02).denoise == jobs[:1]
+
+
+def test_who_has_no_company_waits_for_none() -> None:
+    under_test = scheduler(delay_ms=100)
+    native, alone = job(arrival=0.0), job(arrival=0.01, signature="a", alone=True)
+    waiting = job(arrival=0.005, signature="a")
+    for one in (native, waiting):
+        under_test.add(one)
+    assert under_test.schedule(0.0).denoise == [native]
+    under_test.remove(_cancelled(native))
+    under_test.add(alone)
+    assert under_test.schedule(0.02).denoise == [alone]
+
+
+def _cancelled(one: Job) -> Job:
+    one.cancel()
+    return one
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 1), st.booleans()), min_size=1, max_size=20),
+    st.integers(1, 4),
+    st.floats(0, 300),
+    st.floats(0, 2),
+)
+def test_whole_calls_keep_their_promises(
+    described: list[tuple[str, float, bool]], size: int, delay_ms: float, now: float
+) -> None:
+    under_test = scheduler(size=size, delay_ms=delay_ms, tokens=100, encodes=100)
+    jobs = [job(signature=name, arrival=arrival, alone=alone) for name, arrival, alone in described]
+    for one in jobs:
+        under_test.add(one)
+    queued = list(under_test.denoising.values())
+    plan = under_test.schedule(now)
+    if plan:
+        head = plan.denoise[0]
+        assert plan.wait == 0
+        assert len(plan.denoise) <= (1 if head.alone else size)
+        assert {one.signature for one in plan.denoise} == {head.signature}
+        full = head.alone or len(plan.denoise) == size
+        assert full or head.arrival + delay_ms / 1000 <= now
+        company = [one for one in queued if one.signature == head.signature and not one.alone]
+        assert plan.denoise == ([head] if head.alone else company[:size])  # the oldest, none passed over
+    else:
+        assert 0 < plan.wait <= max(one.arrival for one in jobs) + delay_ms / 1000 - now
+        assert under_test.schedule(now + plan.wait + 1e-6)  # and then there is something to do

@@ -15,8 +15,8 @@ from transformers import BatchFeature, Qwen2VLImageProcessorPil
 from stepbatch import EngineConfig, GenerationRequest
 from stepbatch.config import ModelConfig
 from stepbatch.demo import MODEL_PATH
+from stepbatch.engine.backends import load_runner
 from stepbatch.engine.engine import Engine
-from stepbatch.engine.runner import load_runner
 from stepbatch.errors import CheckpointError
 from stepbatch.image import InputImage
 from stepbatch.models import dummy

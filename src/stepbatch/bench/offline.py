@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,9 +30,10 @@ from stepbatch.bench.report.summary import spread
 from stepbatch.bench.results import save
 from stepbatch.bench.workload.work import WorkItem, build, digest
 from stepbatch.config import EngineConfig
-from stepbatch.engine.engine import Engine, Runner
+from stepbatch.engine.backends import load_runner
+from stepbatch.engine.engine import Engine, Runner, Tick
 from stepbatch.engine.messages import Failure, FromEngine, Output, Stats, Submit
-from stepbatch.engine.runner import TorchRunner, load_runner
+from stepbatch.engine.runner import TorchRunner
 from stepbatch.errors import InvalidValue, OptionError, RequestError, SetupError
 from stepbatch.image_files import read_picture
 from stepbatch.models.base import is_edit
@@ -63,6 +64,7 @@ class TimedRunner:
     def __init__(self, runner: Runner, clock: DeviceClock) -> None:
         self.runner = runner
         self.info = runner.info
+        self.whole_calls = runner.whole_calls
         self.clock = clock
         self._done: list[tuple[str, tuple[str, ...], tuple[Moment, Moment]]] = []
 
@@ -72,13 +74,19 @@ class TimedRunner:
     def tokens(self, request: GenerationRequest) -> int:
         return self.runner.tokens(request)
 
+    def signature(self, request: GenerationRequest) -> Hashable | None:
+        return self.runner.signature(request)
+
+    def shares(self, request: GenerationRequest) -> bool:
+        return self.runner.shares(request)
+
     def encode(self, jobs: Sequence[Job]) -> None:
         with self._timed("encode", jobs):
             self.runner.encode(jobs)
 
-    def denoise(self, jobs: Sequence[Job]) -> None:
+    def denoise(self, jobs: Sequence[Job], tick: Tick) -> None:
         with self._timed("denoise", jobs):
-            self.runner.denoise(jobs)
+            self.runner.denoise(jobs, tick)
 
     def decode(self, jobs: Sequence[Job]) -> list[bytes | RequestError]:
         with self._timed("decode", jobs):
@@ -227,7 +235,7 @@ def measure(
     for index, request in enumerate(requests):
         engine.submit(Submit(str(index), request, list(range(request.n)), began))
     while not engine.idle:
-        engine.step()
+        time.sleep(engine.step())
         if progress and bar is not None:
             progress.update(bar, completed=len(run.outputs) + len(run.failures))
     clock.wait()
@@ -245,7 +253,7 @@ def operations_of(runner: TorchRunner, request: GenerationRequest) -> int:
     """
     job = Job("counted", 0, request, runner.tokens(request), 0.0)
     runner.encode([job])
-    operations = count_operations(lambda: runner.denoise([job]))
+    operations = count_operations(lambda: runner.denoise([job], lambda step, steps: None))
     runner.forget(job)
     return operations
 

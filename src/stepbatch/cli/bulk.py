@@ -36,7 +36,7 @@ def generate_all(source: Source, folder: Path, output_format: str, config: Engin
     Raises:
         SetupError: the model can't be loaded or the folder can't be written.
     """
-    from stepbatch.engine.runner import load_runner
+    from stepbatch.engine.backends import load_runner
 
     console = Console(stderr=True)
     with console.status("loading the model"):
@@ -155,7 +155,7 @@ class Bulk:
         with self._writer:
             items = iter(self.source)
             while self._feed(items) or not self.engine.idle:
-                self.engine.step()
+                time.sleep(self.engine.step())
                 self._reap()
             self._reap(wait=True)
 

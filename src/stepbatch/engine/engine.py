@@ -1,25 +1,29 @@
-"""The loop: schedule, encode, denoise, decode, one denoising step at a time. No torch here; the runner has it."""
+"""The loop: schedule, decode, encode, denoise, one denoising step at a time. No torch here; the runner has it."""
 
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import Protocol
 
-from stepbatch.config import EngineConfig
+from stepbatch.config import BatchingConfig, EngineConfig
 from stepbatch.engine.messages import Cancelled, Failure, FromEngine, Output, Progress, Stats, Submit, Unit
 from stepbatch.engine.scheduler import Scheduler
-from stepbatch.errors import REQUEST_ERRORS, GenerationFailed, RequestError
+from stepbatch.errors import REQUEST_ERRORS, GenerationFailed, RequestCancelled, RequestError
 from stepbatch.model_info import ModelInfo
 from stepbatch.request import GenerationRequest, Job, JobState
 
 log = logging.getLogger(__name__)
 
 FIRST_UNIT_SECONDS = 600.0  # what a unit is said to take until one of its kind and size has been measured
+
+Tick = Callable[[int, int], None]
 
 
 class Runner(Protocol):
@@ -29,6 +33,7 @@ class Runner(Protocol):
     """
 
     info: ModelInfo
+    whole_calls: bool  # whether ``denoise`` takes all of a job's steps at once
 
     def check(self, request: GenerationRequest) -> None:
         """Raise ``RequestError`` for a resolved request that the model can't serve."""
@@ -36,14 +41,26 @@ class Runner(Protocol):
     def tokens(self, request: GenerationRequest) -> int:
         """What a step of one output costs: the tokens of its sequences."""
 
+    def signature(self, request: GenerationRequest) -> Hashable | None:
+        """What jobs that share a whole call have in common; ``None`` where any may share a step."""
+
+    def shares(self, request: GenerationRequest) -> bool:
+        """Whether this request's jobs can share a step with others, or with each other."""
+
     def encode(self, jobs: Sequence[Job]) -> None:
         """Make prompt embeddings, noise and noise schedule."""
 
-    def denoise(self, jobs: Sequence[Job]) -> None:
-        """Take one denoising step of every job, in one forward pass."""
+    def denoise(self, jobs: Sequence[Job], tick: Tick) -> None:
+        """Take one denoising step of every job, in one forward pass; or, in whole calls, all of them.
+
+        Args:
+            jobs: With whole calls, they have the same signature; some may end before the call does.
+            tick: Called between the steps of a whole call, with how many are done, of how many. It raises
+                ``RequestError`` when nobody waits for any of the jobs any more.
+        """
 
     def decode(self, jobs: Sequence[Job]) -> list[bytes | RequestError]:
-        """Make RGB pixels, 8 bits each, rows from the top; or say what is wrong with a job's output."""
+        """Make RGB pixels, 8 bits each, frame by frame, rows from the top; or say what is wrong with a job's output."""
 
     def forget(self, job: Job) -> None:
         """Free what is held for a job that has ended, if anything is."""
@@ -70,7 +87,7 @@ class Engine:
         poll: Callable[[], None] = lambda: None,
     ) -> None:
         self.runner = runner
-        self.scheduler = Scheduler(config.batching)
+        self.scheduler = Scheduler(_whole_calls(config.batching) if runner.whole_calls else config.batching)
         self.emit = emit
         self.poll = poll
         self.stats = Stats()
@@ -98,24 +115,29 @@ class Engine:
     def idle(self) -> bool:
         return not len(self.scheduler)
 
-    def step(self) -> None:
-        """One round: encode newcomers, take a denoising step, decode those that are done."""
-        plan = self.scheduler.schedule()
-        self._run("encode", plan.encode, self.runner.encode)
-        for job in plan.encode:
-            if not job.ended:
-                job.to(JobState.RUNNING)
-        began = time.monotonic()
-        stepped = self._run("denoise", plan.denoise, self.runner.denoise)
-        seconds = time.monotonic() - began
-        pictures: dict[tuple[str, int], bytes] = {}
-        self._run("decode", plan.decode, lambda jobs: self._decode(jobs, pictures))
-        for job in self.scheduler.advance(plan):
+    def step(self) -> float:
+        """One round: decode those that are done, encode newcomers, take a denoising step.
+
+        Returns:
+            Seconds until there will be something to do, where there was nothing.
+        """
+        plan = self.scheduler.schedule(time.monotonic())
+        if not plan:
+            return plan.wait
+        pixels: dict[tuple[str, int], bytes] = {}
+        decoded = self._run("decode", plan.decode, lambda jobs: self._decode(jobs, pixels))
+        for job in self.scheduler.finish(decoded):
             self.runner.forget(job)
-            self.emit(_output(job, pictures[job.id]))
-        if progress := [(*job.id, job.step, job.steps) for job in stepped if not job.ended]:
-            self.emit(Progress(progress))
+            self.emit(_output(job, pixels[job.id]))
+        for job in self._run("encode", plan.encode, self.runner.encode):
+            job.to(JobState.RUNNING)
+        began = time.monotonic()
+        stepped = self._run("denoise", plan.denoise, lambda jobs: self.runner.denoise(jobs, partial(self._tick, jobs)))
+        seconds = time.monotonic() - began
+        self.scheduler.advance(stepped)
+        self._tell_progress([(*job.id, job.step, job.steps) for job in stepped if job.signature is None])
         self._tell_stats(stepped, seconds)
+        return 0.0
 
     def heartbeat(self) -> None:
         """Say that no step is under way, and what there is to do."""
@@ -139,7 +161,7 @@ class Engine:
                 names.append((f"generate-{next(self._ids)}", request.n))
                 self.submit(Submit(names[-1][0], request, list(range(request.n)), time.monotonic()))
             while not self.idle and not failures:
-                self.step()
+                time.sleep(self.step())
         finally:
             for name, _ in names:
                 self.cancel(name)
@@ -151,8 +173,12 @@ class Engine:
     def _jobs(self, message: Submit) -> list[Job]:
         request = message.request.resolve(self.runner.info)
         self.runner.check(request)
-        tokens = self.runner.tokens(request)
-        return [Job(message.request_id, i, request, tokens, message.arrival, message.alone) for i in message.indices]
+        tokens, signature = self.runner.tokens(request), self.runner.signature(request)
+        alone = message.alone or not self.runner.shares(request)
+        return [
+            Job(message.request_id, index, request, tokens, message.arrival, alone, signature)
+            for index in message.indices
+        ]
 
     @staticmethod
     def _attempt(work: Callable[[], object]) -> RequestError | None:
@@ -173,8 +199,7 @@ class Engine:
             members = [job for job in todo.popleft() if not job.ended]
             if not members:
                 continue
-            size = kind, sum(job.tokens for job in members).bit_length()  # small units say nothing of large ones
-            self.emit(Unit(kind, [job.id for job in members], self._seconds.get(size, FIRST_UNIT_SECONDS)))
+            size = self._announce(kind, members)
             began = time.monotonic()
             error = self._attempt(partial(work, members))
             seconds = time.monotonic() - began
@@ -191,6 +216,21 @@ class Engine:
                 setattr(job.times, kind, getattr(job.times, kind) + seconds)
             self.poll()
         return [job for job in jobs if not job.ended]
+
+    def _announce(self, kind: str, jobs: Sequence[Job]) -> tuple[str, int]:
+        """Say that a unit of work begins, and how long it may take; returns the kind and size it is remembered by."""
+        size = kind, sum(job.tokens for job in jobs).bit_length()  # small units say nothing of large ones
+        self.emit(Unit(kind, [job.id for job in jobs], self._seconds.get(size, FIRST_UNIT_SECONDS)))
+        return size
+
+    def _tick(self, jobs: Sequence[Job], step: int, steps: int) -> None:
+        """Between two steps of a whole call: tell of it and take in what came, for as long as somebody waits for it."""
+        self._tell_progress([(*job.id, step, steps) for job in jobs if not job.ended])
+        self.poll()
+        left = [job for job in jobs if not job.ended]
+        if not left:
+            raise RequestCancelled("nobody waits for this call any more")
+        self._announce("denoise", left)
 
     def _decode(self, jobs: Sequence[Job], pictures: dict[tuple[str, int], bytes]) -> None:
         for job, picture in zip(jobs, self.runner.decode(jobs), strict=True):
@@ -209,6 +249,10 @@ class Engine:
     def _forget(self, job: Job) -> None:
         self.scheduler.remove(job)
         self.runner.forget(job)
+
+    def _tell_progress(self, jobs: list[tuple[str, int, int, int]]) -> None:
+        if jobs:
+            self.emit(Progress(jobs))
 
     def _tell_stats(self, stepped: Sequence[Job], seconds: float) -> None:
         waiting = self.scheduler.waiting
@@ -229,9 +273,12 @@ def _failure(job: tuple[str, int], error: RequestError) -> Failure:
 
 
 def _output(job: Job, pixels: bytes) -> Output:
-    assert job.request.width is not None
-    assert job.request.height is not None
-    return Output(*job.id, job.seed, job.request.width, job.request.height, pixels, job.times)
+    return Output(*job.id, job.seed, *job.request.size, job.request.frames, pixels, job.times)
+
+
+def _whole_calls(limits: BatchingConfig) -> BatchingConfig:
+    """The same limits where encoding and decoding are parts of the call, and are no units of work of their own."""
+    return replace(limits, max_encodes_per_step=sys.maxsize, max_decodes_per_step=sys.maxsize)
 
 
 def _collect(message: FromEngine, outputs: dict[tuple[str, int], Output], failures: list[Failure]) -> None:

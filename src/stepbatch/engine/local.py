@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from stepbatch.config import EngineConfig
+from stepbatch.engine.backends import load_runner
 from stepbatch.engine.engine import Engine
-from stepbatch.engine.runner import load_runner
 
 
 def load_engine(config: EngineConfig | None = None) -> Engine:

@@ -49,19 +49,20 @@ class Unit(msgspec.Struct, tag=True, frozen=True):
 
 
 class Progress(msgspec.Struct, tag=True, frozen=True):
-    """Jobs have taken a step."""
+    """Jobs have taken a step. One that is tried again after a fault in company begins anew."""
 
     jobs: list[tuple[str, int, int, int]]  # request id, output index, steps taken, steps in all
 
 
 class Output(msgspec.Struct, tag=True, frozen=True):
-    """A job is finished: RGB, 8 bits, rows from the top."""
+    """A job is finished: RGB, 8 bits, frame by frame, rows from the top."""
 
     request_id: str
     index: int
     seed: int
     width: int
     height: int
+    frames: int  # 1 for a picture
     pixels: bytes
     times: Times
 

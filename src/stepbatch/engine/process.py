@@ -8,6 +8,7 @@ parent holds open for as long as it lives. Exit status 0 when told to leave, 2 w
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -63,7 +64,7 @@ class Link:
 
     def pending(self, seconds: float = 0.0) -> bool:
         """Whether there is a message to take; waits up to ``seconds`` for one."""
-        return bool(self._socket.poll(int(seconds * 1000)))
+        return bool(self._socket.poll(math.ceil(seconds * 1000)))
 
     def take(self) -> Submit | Cancel | Shutdown:
         return decode_to_engine(self._socket.recv())
@@ -92,18 +93,17 @@ def serve(runner: Runner, config: EngineConfig, link: Link) -> None:
     engine = Engine(runner, config, emit=link.send, poll=drain)
     while True:
         drain()
-        if engine.idle:
+        wait = engine.step()
+        if wait:
             engine.heartbeat()
-            link.pending(HEARTBEAT_SECONDS)
-        else:
-            engine.step()
+            link.pending(min(wait, HEARTBEAT_SECONDS))
 
 
 def load(config: EngineConfig) -> Runner:
     """Make the runner that the configuration asks for; raises ``SetupError``."""
     if config.model.backend == "fake":
         return FakeRunner(config.model)
-    from stepbatch.engine.runner import load_runner  # here, because it brings in torch
+    from stepbatch.engine.backends import load_runner  # here, because it brings in torch
 
     return load_runner(config)
 

@@ -9,29 +9,14 @@ from typing import Any
 
 import torch
 
-from stepbatch.config import EngineConfig, MemoryConfig
+from stepbatch.config import MemoryConfig
 from stepbatch.engine.cache import ByteCache
-from stepbatch.engine.engine import Runner
+from stepbatch.engine.engine import Tick
 from stepbatch.errors import InvalidModelOutput, RequestError
-from stepbatch.models import load_model
 from stepbatch.models.base import Blend, Embedding, Model, PackedSequence, Prompt, Start
 from stepbatch.models.latents import Posterior
 from stepbatch.models.noise_schedule import euler_step
 from stepbatch.request import GenerationRequest, Job
-from stepbatch.testing import FakeRunner
-
-
-def load_runner(config: EngineConfig) -> Runner:
-    """The runner that a configuration asks for.
-
-    Raises:
-        SetupError: its model can't be loaded as asked.
-    """
-    if config.model.backend == "fake":
-        return FakeRunner(config.model)
-    if config.model.num_threads:
-        torch.set_num_threads(config.model.num_threads)
-    return TorchRunner(load_model(config), config.memory)
 
 
 @dataclass(eq=False)
@@ -87,6 +72,7 @@ class TorchRunner:
     def __init__(self, model: Model, memory: MemoryConfig | None = None) -> None:
         self.model = model
         self.info = model.info
+        self.whole_calls = False
         room = (memory or MemoryConfig()).embedding_cache_mb * 2**20
         self._encoded: ByteCache[Embedding | Posterior] = ByteCache(int(room))
         self._states: dict[tuple[str, int], Denoising] = {}
@@ -98,6 +84,12 @@ class TorchRunner:
 
     def tokens(self, request: GenerationRequest) -> int:
         return sum(self.model.length(request, prompt) for prompt in self.model.prompts(request))
+
+    def signature(self, request: GenerationRequest) -> None:
+        return None
+
+    def shares(self, request: GenerationRequest) -> bool:
+        return True
 
     @torch.inference_mode()
     def encode(self, jobs: Sequence[Job]) -> None:
@@ -115,7 +107,7 @@ class TorchRunner:
         self._states.update(states)
 
     @torch.inference_mode()
-    def denoise(self, jobs: Sequence[Job]) -> None:
+    def denoise(self, jobs: Sequence[Job], tick: Tick) -> None:
         ordered = sorted(jobs, key=lambda job: job.tokens)  # equally long neighbours attend in one call
         if self._batch is None or self._batch.jobs != tuple(job.id for job in ordered):
             self._batch = self._pack(ordered)
@@ -253,7 +245,7 @@ class TorchRunner:
 
     def _picture(self, job: Job) -> bytes | RequestError:
         latents = self._states[job.id].latents
-        picture = self.model.decode(latents, *job.request.size)
+        picture = self.model.decode(latents, job.request)
         finite = torch.isfinite(latents).all() & torch.isfinite(picture).all()
         pixels = picture.mul(255).round().to(torch.uint8).cpu()
         if not finite:

@@ -4,10 +4,16 @@ At every step the jobs are looked at in order of arrival, running and waiting al
 takes a step. So a job that doesn't fit holds up nobody: smaller ones that came later fill the room it leaves. And they
 never hold it up either: as soon as those before it are done it fits, and whoever came later pauses, which costs nothing
 at a step boundary.
+
+Jobs that are denoised in one call share it only with their signature. There a batch that isn't full may wait for
+company, at most the delay from when its oldest job arrived; whichever batch is full or has waited goes, the one with
+the oldest job first.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import product, takewhile
 
@@ -21,12 +27,21 @@ JobId = tuple[str, int]
 class Plan:
     """What one engine step does, in this order. ``denoise`` includes the jobs of ``encode``."""
 
+    decode: list[Job] = field(default_factory=list)
     encode: list[Job] = field(default_factory=list)
     denoise: list[Job] = field(default_factory=list)
-    decode: list[Job] = field(default_factory=list)
+    wait: float = 0.0  # seconds until there will be something to do, where there is nothing now
 
     def __bool__(self) -> bool:
         return bool(self.denoise or self.decode)
+
+
+@dataclass(eq=False)
+class _Group:
+    """Jobs that may share a step."""
+
+    jobs: list[Job] = field(default_factory=list)
+    full: bool = False  # more jobs would not change it
 
 
 class Scheduler:
@@ -72,30 +87,69 @@ class Scheduler:
         if self.denoising.pop(job.id, None) is None:
             del self.decoding[job.id]
 
-    def schedule(self) -> Plan:
-        """Choose the next step's jobs. Jobs to encode go to ``ENCODING``; the rest change in ``advance``."""
-        plan = Plan(decode=self._decodes())
+    def schedule(self, now: float) -> Plan:
+        """Choose the next step's jobs. Jobs to encode go to ``ENCODING``; the rest move on later.
+
+        Args:
+            now: Seconds on the clock of the jobs' arrivals.
+        """
+        decode = self._decodes()
+        wait = 0.0 if decode else math.inf
+        for group in self._groups():
+            due = self._due(group)
+            if due <= now:
+                return self._begin(Plan(decode, denoise=group.jobs))
+            wait = min(wait, due - now)
+        return Plan(decode, wait=wait)
+
+    def _begin(self, plan: Plan) -> Plan:
+        for job in plan.denoise:
+            if job.state is JobState.WAITING:
+                job.to(JobState.ENCODING)
+                self._begun.add(job.id)
+                plan.encode.append(job)
+        return plan
+
+    def _groups(self) -> Iterator[_Group]:
+        """Those that could take the next step, the one with the oldest job first."""
+        seen: set[Hashable] = set()
+        for head in self.denoising.values():
+            key = head.id if head.alone else head.signature
+            if key not in seen:
+                seen.add(key)
+                yield self._company(head)
+
+    def _company(self, head: Job) -> _Group:
+        """``head`` and those that may share its step, as far as they fit."""
+        if head.alone:
+            return _Group([head], full=True)
+        group = _Group()
         room = self.limits.max_batch_tokens
         encodes: dict[str, int] = {}  # of requests, whose jobs share what is encoded: how much there is
         for job in self.denoising.values():
-            if len(plan.denoise) == self.limits.dynamic_batch_max_size:
+            if job.alone or job.signature != head.signature:
+                continue
+            if len(group.jobs) == self.limits.dynamic_batch_max_size:
                 break
-            if plan.denoise and (job.tokens > room or job.alone):
+            if group.jobs and job.tokens > room:
+                group.full = True
                 continue
             if job.state is JobState.WAITING:
                 encodes.setdefault(job.request_id, max(1, len(job.request.images)))
                 if len(encodes) > 1 and sum(encodes.values()) > self.limits.max_encodes_per_step:
                     del encodes[job.request_id]
                     continue
-                plan.encode.append(job)
-            plan.denoise.append(job)
+            group.jobs.append(job)
             room -= job.tokens
-            if job.alone:
-                break
-        for job in plan.encode:
-            job.to(JobState.ENCODING)
-            self._begun.add(job.id)
-        return plan
+        group.full |= len(group.jobs) == self.limits.dynamic_batch_max_size
+        return group
+
+    def _due(self, group: _Group) -> float:
+        """When a group may take its step: at once, unless it waits for company."""
+        head = group.jobs[0]
+        if group.full or head.signature is None:
+            return -math.inf
+        return head.arrival + self.limits.dynamic_batch_delay_ms / 1000
 
     def _decodes(self) -> list[Job]:
         chosen = list(self.decoding.values())[: self.limits.max_decodes_per_step]
@@ -104,17 +158,18 @@ class Scheduler:
             chosen = chosen[: max(1, alone)]
         return chosen
 
-    def advance(self, plan: Plan) -> list[Job]:
-        """Move the plan's jobs on, but for those that have failed or been cancelled since; return the finished ones."""
-        for job in plan.denoise:
-            if job.ended:
-                continue
-            job.step += 1
+    def advance(self, denoised: Iterable[Job]) -> None:
+        """Move on jobs that have come through a denoising step."""
+        for job in denoised:
+            job.step = job.step + 1 if job.signature is None else job.steps
             if job.step == job.steps:
                 job.to(JobState.DECODING)
                 self.decoding[job.id] = self.denoising.pop(job.id)
                 self._begun.remove(job.id)
-        finished = [job for job in plan.decode if not job.ended]
+
+    def finish(self, decoded: Iterable[Job]) -> list[Job]:
+        """End jobs that have been decoded; returns them."""
+        finished = list(decoded)
         for job in finished:
             job.to(JobState.FINISHED)
             self.remove(job)

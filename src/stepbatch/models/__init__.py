@@ -7,7 +7,7 @@ import os
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it says at import which image processors it can't have
 
 from stepbatch.config import EngineConfig
-from stepbatch.errors import CheckpointError, InvalidValue, OptionError
+from stepbatch.errors import InvalidValue, NotNative, OptionError
 from stepbatch.image import InputImage
 from stepbatch.models.base import Model
 from stepbatch.models.checkpoint import find_checkpoint, read_index
@@ -37,13 +37,14 @@ def load_model(config: EngineConfig) -> Model:
     """Load the checkpoint at ``config.model.model_path``.
 
     Raises:
-        CheckpointError: it is missing, incomplete, pickled, or its pipeline has no native model.
+        CheckpointError: it is missing, incomplete or pickled.
+        NotNative: its pipeline has no native model.
         OptionError: the device or a default is not to be had.
     """
     folder = find_checkpoint(config.model)
     pipeline = read_index(folder, weights=config.model.load_format != "dummy")["_class_name"]
     if pipeline not in NATIVE:
-        raise CheckpointError(
+        raise NotNative(
             f"{config.model.model_path} is a {pipeline}, which has no native model; there are: {', '.join(NATIVE)}"
         )
     model = NATIVE[pipeline](config, folder)

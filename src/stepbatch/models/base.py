@@ -193,9 +193,12 @@ class Model(ABC):
         value: float = getattr(request, self.info.guidance.field)
         return value
 
-    def decode(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
-        """One job's ``[N, C]`` latents to a picture in fp32 ``[H, W, 3]``, 0 to 1; not finite where they aren't."""
-        return self.space.decode(latents, width, height)
+    def decode(self, latents: torch.Tensor, request: GenerationRequest) -> torch.Tensor:
+        """One job's ``[N, C]`` latents to a picture in fp32 ``[H, W, 3]``, 0 to 1; not finite where they aren't.
+
+        Of a video there are ``[F, H, W, 3]``.
+        """
+        return self.space.decode(latents, *request.size)
 
 
 def is_edit(request: GenerationRequest) -> bool:

@@ -7,7 +7,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-from stepbatch.errors import CheckpointError, InvalidValue
+from stepbatch.errors import InvalidValue, NotNative
 from stepbatch.request import GenerationRequest
 
 
@@ -15,14 +15,12 @@ def check_flow_match(noise_scheduler: object) -> FlowMatchEulerDiscreteScheduler
     """Refuse a checkpoint whose noise schedule ``euler_step`` does not take.
 
     Raises:
-        CheckpointError: it is another schedule, or one that draws noise at each step.
+        NotNative: it is another schedule, or one that draws noise at each step.
     """
     if not isinstance(noise_scheduler, FlowMatchEulerDiscreteScheduler):
-        raise CheckpointError(f"its noise schedule is {type(noise_scheduler).__name__}, which has no native form")
+        raise NotNative(f"its noise schedule is {type(noise_scheduler).__name__}, which has no native form")
     if noise_scheduler.config["stochastic_sampling"]:
-        raise CheckpointError(
-            "its noise schedule draws noise at each step (stochastic_sampling), which has no native form"
-        )
+        raise NotNative("its noise schedule draws noise at each step (stochastic_sampling), which has no native form")
     return noise_scheduler
 
 
