@@ -28,7 +28,7 @@ from parts.serving_docs import write_docs
 from parts.serving_report import SERVERS, rounded, save, show
 from parts.workloads import NEGATIVE, POISSON_LOAD, WORKLOADS, Checkpoint, Name, choices, load, write_prompts
 from stepbatch.bench.environment import environment
-from stepbatch.bench.options import GoalOptions, ReportOptions, TargetOptions
+from stepbatch.bench.options import ServingOptions, TargetOptions
 from stepbatch.bench.results import Result
 from stepbatch.bench.servers import running
 from stepbatch.bench.serving import measure
@@ -90,9 +90,9 @@ class Contest:
         settings = self.settings
         prompts = write_prompts(self.folder / f"{workload}.txt", workload, settings.requests)
         rate = self.rates.get(checkpoint.name, 1.0)
-        groups = load(checkpoint, workload, prompts, settings.requests, settings.concurrency, rate)
+        dataset, wanted, times = load(checkpoint, workload, prompts, settings.requests, settings.concurrency, rate)
         target = TargetOptions(base_url=(base_url,))
-        result = asyncio.run(measure(target, *groups, GoalOptions(), ReportOptions()))
+        result = asyncio.run(measure(ServingOptions(target=target, dataset=dataset, wanted=wanted, load=times)))
         if len(result.records) < result.work.requests:
             raise KeyboardInterrupt
         assert self.digests.setdefault((checkpoint.name, workload), result.work.digest) == result.work.digest

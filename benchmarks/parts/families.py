@@ -107,7 +107,7 @@ def our_step(model: Model, sizes: Sequence[Size]) -> Callable[[], None]:
     requests = [unguided(model, size) for size in sizes]
     jobs = [Job(str(next(ids)), 0, request, runner.tokens(request), 0.0) for request in requests]
     runner.encode(jobs)
-    return lambda: runner.denoise(jobs)
+    return lambda: runner.denoise(jobs, lambda step, steps: None)
 
 
 def operations(model: Model, size: Size) -> int:

@@ -13,10 +13,10 @@ from typing import Any
 from parts.gpu_record import Record, Task, load, of
 from stepbatch.bench.options import (
     DatasetOptions,
-    GoalOptions,
     LoadOptions,
     ReportOptions,
     RequestOptions,
+    ServingOptions,
     TargetOptions,
 )
 from stepbatch.bench.results import Result
@@ -86,15 +86,17 @@ def burst(task: Task, record: Record, server: Server, batching: str, concurrency
 async def _measure(task: Task, base_url: str, concurrency: int) -> Result:
     width, height = task.sizes[0]
     extra = next((json.dumps(body) for name, body in GUIDED.items() if task.model.startswith(name)), "")
-    return await measure(
-        TargetOptions(base_url=(base_url,)),
+    options = ServingOptions(
+        target=TargetOptions(base_url=(base_url,)),
         # no prompt comes twice to a server, which would remember it
-        DatasetOptions(dataset="random", num_prompts=task.burst_prompts, seed=SEED + 1000 * concurrency),
-        RequestOptions(width=width, height=height, num_inference_steps=task.burst_steps or None, extra_body=extra),
-        LoadOptions(max_concurrency=concurrency, warmup_requests=1, warmup_inference_steps=2),
-        GoalOptions(),
-        ReportOptions(disable_tqdm=True),
+        dataset=DatasetOptions(dataset="random", num_prompts=task.burst_prompts, seed=SEED + 1000 * concurrency),
+        wanted=RequestOptions(
+            width=width, height=height, num_inference_steps=task.burst_steps or None, extra_body=extra
+        ),
+        load=LoadOptions(max_concurrency=concurrency, warmup_requests=1, warmup_inference_steps=2),
+        report=ReportOptions(disable_tqdm=True),
     )
+    return await measure(options)
 
 
 def figures(result: Result) -> dict[str, Any]:

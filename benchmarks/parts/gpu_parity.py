@@ -46,7 +46,7 @@ def members(pair: Pair, sizes: list[Size]) -> list[Member]:
         request = unguided(model, size, STEPS)
         (embedding,) = model.encode(model.prompts(request))
         start = model.start(request, seed, [])
-        found.append(Member(request, start.latents, start.sigmas[STEPS - 1], embedding))
+        found.append(Member(request, start.latents, start.schedule.sigmas[STEPS - 1], embedding))
     return found
 
 

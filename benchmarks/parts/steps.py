@@ -54,6 +54,6 @@ def _steps(model: Model, sizes: str, guided: bool, width: int) -> tuple[Callable
 
     def parts() -> None:
         for runner, one in alone:
-            runner.denoise(one)
+            runner.denoise(one, lambda step, steps: None)
 
-    return lambda: together.denoise(jobs), parts
+    return lambda: together.denoise(jobs, lambda step, steps: None), parts

@@ -16,8 +16,8 @@ STEPS_PER_SECOND = 20
 
 
 def made(
-    name: str = "made",
     *,
+    model: str = "some-model",
     requests: int = 64,
     seconds: float = 1.0,
     slots: int = 4,
@@ -48,10 +48,9 @@ def made(
     samples = [sample for server in servers for sample in _watch(server, records)] if metrics else []
     parts = {"prompts": "p", "sizes": "s", "load": f"{rate} {concurrency}"}
     return Result(
-        name=name,
         created="2026-01-01T00:00:00Z",
         environment={"date": "2026-01-01", "stepbatch": "0.1", "python": "3.11", "cpu": "made"},
-        options={"model": "some-model", "slo": slo, "slo_scale": 3.0},
+        options={"model": model, "slo": slo, "slo_scale": 3.0},
         servers=[{"base_url": server} for server in servers],
         work=Work(
             digest=str(parts),
@@ -68,6 +67,15 @@ def made(
         records=records,
         samples=samples,
     )
+
+
+def all_failed() -> Result:
+    """A run of three requests, none of which was answered."""
+    result = made(requests=3)
+    for lost in result.records:
+        lost.outcome = "failed"
+    result.summary = summarize(result.records, result.samples)
+    return result
 
 
 def record(index: int = 0, intended: float = 0.0, ended: float = 1.0, **fields: Any) -> Record:

@@ -16,7 +16,6 @@ from stepbatch.request import GenerationRequest, Job
 FAKE = EngineConfig(
     model=ModelConfig(backend="fake", fake_step_ms=1.0), batching=BatchingConfig(dynamic_batch_max_size=4)
 )
-QUIET = ReportOptions(disable_tqdm=True)
 
 
 def run(
@@ -95,7 +94,7 @@ def test_operations_of_a_packed_step_are_those_of_its_jobs(z_image_path: Path, z
     alone = sum(operations_of(z_image_runner, request) for request in resolved)
     jobs = [Job(str(i), 0, request, z_image_runner.tokens(request), 0.0) for i, request in enumerate(resolved)]
     z_image_runner.encode(jobs)
-    together = count_operations(lambda: z_image_runner.denoise(jobs))
+    together = count_operations(lambda: z_image_runner.denoise(jobs, lambda step, steps: None))
     assert together == alone
     for job in jobs:
         z_image_runner.forget(job)
@@ -149,11 +148,23 @@ def test_what_no_request_can_be_is_refused_in_a_line() -> None:
         to_request(WorkItem(prompt="a", n=11), 7)
 
 
-def test_pictures_that_can_not_be_written_are_told_in_a_line(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    report = ReportOptions(disable_tqdm=True, save_outputs=str(tmp_path / "file"))
-    with pytest.raises(SetupError, match="--save-outputs: can't write to"):
+@pytest.mark.parametrize(
+    ("flag", "name", "message"),
+    [
+        ("output_file", "file/result.json", "can't write .*result.json: "),
+        ("output_file", "folder", "can't write .*folder: it is a folder"),
+        ("save_outputs", "file", "--save-outputs: .*file can't be made"),
+    ],
+)
+def test_what_could_not_be_kept_is_not_measured(
+    tmp_path: Path, flag: str, name: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    report = ReportOptions(disable_tqdm=True, **{flag: str(tmp_path / name)})
+    with pytest.raises(SetupError, match=message):
         run_offline(FAKE, DatasetOptions(num_prompts=1), RequestOptions(), OfflineOptions(), report)
+    assert not capsys.readouterr().out
 
 
 def test_units_are_timed_stage_by_stage(z_image_runner: TorchRunner) -> None:

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 from tests.bench.made import made
 
-from stepbatch.bench.results import load, save
+from stepbatch.bench.results import check_writable, load, make_folder, save
 from stepbatch.errors import SetupError
 
 
@@ -55,6 +55,29 @@ def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SetupError, match=r"can't write .*run\.json"):
         save(made(requests=1), tmp_path / "file" / "run.json")
+
+
+def test_a_file_that_could_not_be_written_is_told_before() -> None:
+    with pytest.raises(SetupError, match=r"can't write /dev/null/run\.json: "):
+        check_writable(Path("/dev/null/run.json"))
+    with pytest.raises(SetupError, match="can't write /dev: it is a folder"):
+        check_writable(Path("/dev"))
+
+
+def test_a_file_that_can_be_written_is_not_touched(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "run.json")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "new"]
+
+
+def test_a_folder_is_made_where_it_is_not_there(tmp_path: Path) -> None:
+    assert make_folder("") is None
+    for _ in range(2):
+        folder = make_folder(str(tmp_path / "new" / "folder"))
+        assert folder is not None and folder.is_dir()
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(SetupError, match=f"--save-outputs: {file} can't be made"):
+        make_folder(str(file))
 
 
 def test_a_field_of_the_wrong_type_is_named(tmp_path: Path) -> None:

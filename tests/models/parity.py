@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,8 @@ def generator(request: GenerationRequest) -> torch.Generator:
 class Parity:
     """The cases of one checkpoint. What diffusers draws is computed once.
 
+    Each way of drawing them returns the largest difference of them all, and notes all of them for the table.
+
     Args:
         runner: Ours, loaded from the checkpoint.
         cases: At least one each of the variants.
@@ -70,36 +72,44 @@ class Parity:
         self.cases = list(cases)
         self.expected = [case.theirs() for case in cases]
 
-    def alone(self) -> None:
+    def alone(self) -> float:
         """Each by itself."""
-        for case, expected in zip(self.cases, self.expected, strict=True):
-            ours = run(make_engine(self.runner), [case.request])[0][0]
-            self._hold("alone", case, ours, expected)
+        ours = [run(make_engine(self.runner), [case.request])[0][0] for case in self.cases]
+        return _worst("alone", self.cases, map(_greatest, ours, self.expected))
 
-    def in_company(self, width: int = 16, reverse: bool = False) -> None:
+    def in_company(self, width: int = 16, reverse: bool = False) -> float:
         """All together; a narrow ``width`` makes them join and leave in mid-flight."""
         engine = make_engine(self.runner, EngineConfig(batching=BatchingConfig(dynamic_batch_max_size=width)))
-        pairs = list(zip(self.cases, self.expected, strict=True))
-        pairs = pairs[::-1] if reverse else pairs
-        for (case, expected), ours in zip(pairs, run(engine, [case.request for case, _ in pairs]), strict=True):
-            self._hold("in company", case, ours[0], expected)
+        order = slice(None, None, -1 if reverse else 1)
+        cases, expected = self.cases[order], self.expected[order]
+        ours = [outputs[0] for outputs in run(engine, [case.request for case in cases])]
+        return _worst("in company", cases, map(_greatest, ours, expected))
 
-    def in_bfloat16(self, path: Path) -> None:
-        """How far company moves a picture where kernels vary with shape: told, and bounded loosely."""
+    def in_bfloat16(self, path: Path) -> float:
+        """How far company moves a picture where kernels vary with shape."""
         model = load_model(EngineConfig(model=ModelConfig(model_path=str(path), dtype="bfloat16")))
         engine = make_engine(TorchRunner(model))
-        together = run(engine, [case.request for case in self.cases])
-        for case, (ours, *_) in zip(self.cases, together, strict=True):
-            alone = run(engine, [case.request])[0][0]
-            difference = ((ours - alone).pow(2).mean() / alone.pow(2).mean()).sqrt().item()
-            assert difference < BFLOAT16, f"{case.variant} in bfloat16: {difference}"
-            note("bfloat16: company", case.variant, difference)
+        together = [outputs[0] for outputs in run(engine, [case.request for case in self.cases])]
+        alone = [run(engine, [case.request])[0][0] for case in self.cases]
+        return _worst("bfloat16: company", self.cases, map(_relative, together, alone))
 
-    def _hold(self, column: str, case: Case, ours: torch.Tensor, expected: torch.Tensor) -> None:
-        assert ours.shape == expected.shape
-        difference = (ours - expected).abs().max().item()
-        assert difference < TOLERANCE, f"{case.variant} {column}: {difference}"
-        note(column, case.variant, difference)
+
+def _worst(column: str, cases: Sequence[Case], differences: Iterable[torch.Tensor]) -> float:
+    """The largest difference, NaN if one is; each is noted for the table."""
+    found = list(differences)
+    for case, difference in zip(cases, found, strict=True):
+        note(column, case.variant, difference.item())
+    return torch.stack(found).max().item()
+
+
+def _greatest(ours: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    assert ours.shape == expected.shape
+    return (ours - expected).abs().max()
+
+
+def _relative(ours: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """The root mean square of the difference, over that of what is expected."""
+    return ((ours - expected).pow(2).mean() / expected.pow(2).mean()).sqrt()
 
 
 def fields(request: GenerationRequest, *names: str) -> dict[str, Any]:

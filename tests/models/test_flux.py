@@ -10,7 +10,7 @@ from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline, FluxKontextPipel
 from diffusers.pipelines.flux import pipeline_flux_kontext
 from diffusers.utils import logging
 from tests.models import tiny_flux
-from tests.models.parity import Case, Parity, disc, fields, generator, picture, pil
+from tests.models.parity import BFLOAT16, TOLERANCE, Case, Parity, disc, fields, generator, picture, pil
 from tests.recording import make_engine, run
 
 from stepbatch import EngineConfig, GenerationRequest
@@ -177,17 +177,18 @@ def parity(request: pytest.FixtureRequest) -> Parity:
 
 
 def test_alone_it_draws_what_diffusers_draws(parity: Parity) -> None:
-    parity.alone()
+    assert parity.alone() < TOLERANCE
 
 
 @pytest.mark.parametrize(("width", "reverse"), [(16, False), (3, True)])
 def test_in_company_it_draws_what_diffusers_draws(parity: Parity, width: int, reverse: bool) -> None:
-    parity.in_company(width, reverse)
+    assert parity.in_company(width, reverse) < TOLERANCE
 
 
 @pytest.mark.parametrize("kind", ["dev", "schnell", "kontext"])
 def test_in_bfloat16_company_moves_a_picture_little(kind: str, request: pytest.FixtureRequest) -> None:
-    request.getfixturevalue(f"{kind}_parity").in_bfloat16(request.getfixturevalue(kind).path)
+    family, parity = request.getfixturevalue(kind), request.getfixturevalue(f"{kind}_parity")
+    assert parity.in_bfloat16(family.path) < BFLOAT16
 
 
 @pytest.mark.parametrize("kind", ["dev", "kontext"])
@@ -195,7 +196,7 @@ def test_with_projections_as_they_are_stored(kind: str, request: pytest.FixtureR
     family, parity = request.getfixturevalue(kind), request.getfixturevalue(f"{kind}_parity")
     ours = run(make_engine(load(family.path, fuse_projections=False)), [case.request for case in parity.cases])
     for (latents, *_), expected in zip(ours, parity.expected, strict=True):
-        assert (latents - expected).abs().max() < 1e-4
+        assert (latents - expected).abs().max() < TOLERANCE
 
 
 def test_in_bfloat16_it_is_close_to_diffusers_in_bfloat16(dev: Family, dev_parity: Parity) -> None:
@@ -293,7 +294,7 @@ def test_flow_shift_is_the_noise_schedules_shift(schnell: Family) -> None:
         expected = schnell.draw(asked)
     finally:
         schnell.pipeline.scheduler.set_shift(1.0)
-    assert (run(make_engine(schnell.runner), [asked])[0][0] - expected).abs().max() < 1e-4
+    assert (run(make_engine(schnell.runner), [asked])[0][0] - expected).abs().max() < TOLERANCE
 
 
 def test_kontexts_shapes_are_those_of_diffusers(kontext: Family) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import ZImageImg2ImgPipeline, ZImageInpaintPipeline, ZImagePipeline
 from tests.models import tiny
-from tests.models.parity import Case, Parity, disc, fields, generator, picture, pil
+from tests.models.parity import BFLOAT16, TOLERANCE, Case, Parity, disc, fields, generator, picture, pil
 from tests.recording import make_engine, run
 
 from stepbatch import EngineConfig, GenerationRequest
@@ -14,7 +14,6 @@ from stepbatch.engine.runner import TorchRunner
 from stepbatch.errors import InvalidValue
 from stepbatch.models import load_model
 
-TOLERANCE = 1e-4
 LONG, LONGER = " ".join(f"w{i}" for i in range(40)), " ".join(f"w{i}" for i in range(75))
 
 REQUESTS = [
@@ -109,16 +108,16 @@ def parity(z_image_runner: TorchRunner, pipeline: ZImagePipeline) -> Parity:
 
 
 def test_image_to_image_and_inpainting_alone(parity: Parity) -> None:
-    parity.alone()
+    assert parity.alone() < TOLERANCE
 
 
 @pytest.mark.parametrize(("width", "reverse"), [(16, False), (3, True)])
 def test_image_to_image_and_inpainting_in_company(parity: Parity, width: int, reverse: bool) -> None:
-    parity.in_company(width, reverse)
+    assert parity.in_company(width, reverse) < TOLERANCE
 
 
 def test_company_in_bfloat16(parity: Parity, z_image_path: Path) -> None:
-    parity.in_bfloat16(z_image_path)
+    assert parity.in_bfloat16(z_image_path) < BFLOAT16
 
 
 def difference(ours: list[list[torch.Tensor]], expected: list[list[torch.Tensor]]) -> float:

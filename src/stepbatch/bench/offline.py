@@ -27,7 +27,7 @@ from stepbatch.bench.hardware import DeviceClock, Moment, about, count_operation
 from stepbatch.bench.offline_result import Figures, OfflineResult, render
 from stepbatch.bench.options import DatasetOptions, LoadOptions, OfflineOptions, ReportOptions, RequestOptions, told
 from stepbatch.bench.report.summary import spread
-from stepbatch.bench.results import save
+from stepbatch.bench.results import check_writable, make_folder, save
 from stepbatch.bench.workload.work import WorkItem, build, digest
 from stepbatch.config import EngineConfig
 from stepbatch.engine.backends import load_runner
@@ -118,7 +118,6 @@ class Run:
     units: list[Unit] = field(default_factory=list)
     outputs: list[Output] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
-    widths: list[int] = field(default_factory=list)  # jobs in each step
     peak_memory_mb: float = 0.0
 
     def take(self, message: FromEngine) -> None:
@@ -128,9 +127,13 @@ class Run:
                 self.outputs.append(message if self.keep_pixels else msgspec.structs.replace(message, pixels=b""))
             case Failure():
                 self.failures.append(message)
-            case Stats(jobs_in_step=width, peak_memory_mb=peak):
-                self.widths += [width] if width else []
+            case Stats(peak_memory_mb=peak):
                 self.peak_memory_mb = peak
+
+    @property
+    def widths(self) -> list[int]:
+        """Jobs in each step."""
+        return [len(unit.requests) for unit in self.units if unit.stage == "denoise"]
 
     def stage(self, name: str) -> list[float]:
         """Seconds of each of a stage's units."""
@@ -149,6 +152,9 @@ def run_offline(
     Raises:
         SetupError: it can't be done as asked.
     """
+    if report.output_file:
+        check_writable(Path(report.output_file))
+    folder = make_folder(report.save_outputs)
     items = build(dataset, wanted)
     requests = [to_request(item, index) for index, item in enumerate(items, start=1)]
     runner = load_runner(engine)
@@ -157,7 +163,7 @@ def run_offline(
     if device_of(runner).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device_of(runner))
     progress = Progress(console=Console(stderr=True), transient=True, disable=report.disable_tqdm)
-    runs = [Run(keep_pixels=bool(report.save_outputs)) for _ in range(offline.repeats)]
+    runs = [Run(keep_pixels=folder is not None) for _ in range(offline.repeats)]
     with progress:
         for run in runs:
             measure(fresh(runner, engine), engine, requests, run, progress)
@@ -175,8 +181,8 @@ def run_offline(
     print(render(result))
     if report.output_file:
         save(result, Path(report.output_file))
-    if report.save_outputs:
-        _save_pictures(runs[-1].outputs, Path(report.save_outputs))
+    if folder:
+        _save_pictures(runs[-1].outputs, folder)
     return 1 if result.errors else 0
 
 
@@ -325,7 +331,6 @@ def sum_up(run: Run, requests: int, operations: Mapping[str, int], rate: float |
 
 def _save_pictures(outputs: Sequence[Output], folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for output in outputs:
             picture = Image.frombytes("RGB", (output.width, output.height), output.pixels)
             picture.save(folder / f"{output.request_id}-{output.index}.png")

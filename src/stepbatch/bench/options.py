@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from stepbatch.config import check, option
@@ -112,6 +112,11 @@ class GoalOptions:
     def __post_init__(self) -> None:
         check(self)
 
+    @property
+    def is_relative(self) -> bool:
+        """Whether it goes by what a request takes on an idle server."""
+        return self.slo == 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions:
@@ -156,12 +161,30 @@ class OfflineOptions:
 class ReportOptions:
     """Where the results go, besides the terminal."""
 
-    output_file: str = option("", "JSON with everything that was measured; a picture goes beside it, as .png")
+    output_file: str = option(
+        "", "JSON with everything that was measured; of serving and sweep, a picture goes beside it, as .png"
+    )
     save_outputs: str = option("", "a folder for the pictures and videos that came")
     disable_tqdm: bool = option(False, "show no progress")
 
     def __post_init__(self) -> None:
         check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingOptions:
+    """All that there is to say of a load."""
+
+    target: TargetOptions
+    dataset: DatasetOptions
+    wanted: RequestOptions
+    load: LoadOptions
+    goal: GoalOptions = field(default_factory=GoalOptions)
+    report: ReportOptions = field(default_factory=ReportOptions)
+
+    def told(self) -> dict[str, Any]:
+        """Every flag by name, as ``told`` has them."""
+        return told(*vars(self).values())
 
 
 def told(*groups: Any) -> dict[str, Any]:

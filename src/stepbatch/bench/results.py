@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,7 +114,6 @@ class Result(msgspec.Struct, kw_only=True):
     """A run."""
 
     kind: Literal["serving"] = "serving"
-    name: str = ""  # what tables and pictures call it
     created: str  # ISO 8601, UTC
     environment: dict[str, Any]  # versions and machine of the client
     options: dict[str, Any]  # the flags, without secrets
@@ -123,6 +123,37 @@ class Result(msgspec.Struct, kw_only=True):
     summary: Summary
     records: list[Record]
     samples: list[Sample]
+
+
+def check_writable(path: Path) -> None:
+    """See that a run can be kept there, before it is measured; makes the file's folder.
+
+    Raises:
+        SetupError: the file can't be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SetupError(f"can't write {path}: {error.strerror or error}") from error
+    if path.is_dir():
+        raise SetupError(f"can't write {path}: it is a folder")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise SetupError(f"can't write {path}: permission denied")
+
+
+def make_folder(folder: str) -> Path | None:
+    """The folder of ``--save-outputs``, made if it isn't there; ``None`` if that is empty.
+
+    Raises:
+        SetupError: it can't be made.
+    """
+    if not folder:
+        return None
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SetupError(f"--save-outputs: {folder} can't be made: {error.strerror or error}") from error
+    return Path(folder)
 
 
 def save(result: msgspec.Struct, path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,21 +17,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from stepbatch.bench.environment import environment, now
 from stepbatch.bench.load.client import Driven, drive, warm_up
-from stepbatch.bench.load.outputs import check_outputs, make_folder
-from stepbatch.bench.load.target import wait_ready
-from stepbatch.bench.load.watch import ask_servers, model_name
-from stepbatch.bench.options import (
-    DatasetOptions,
-    GoalOptions,
-    LoadOptions,
-    ReportOptions,
-    RequestOptions,
-    TargetOptions,
-    told,
-)
+from stepbatch.bench.load.outputs import check_outputs
+from stepbatch.bench.load.watch import meet_servers
+from stepbatch.bench.options import LoadOptions, ReportOptions, ServingOptions, TargetOptions
 from stepbatch.bench.report.summary import summarize
 from stepbatch.bench.report.table import render
-from stepbatch.bench.results import Result, Work, save
+from stepbatch.bench.results import Result, Work, check_writable, make_folder, save
 from stepbatch.bench.workload.arrivals import schedule
 from stepbatch.bench.workload.goals import Kind, goals, kind, one_of_each
 from stepbatch.bench.workload.work import WorkItem, build, digest
@@ -44,14 +34,7 @@ INTERRUPTED = 130  # exit status
 REFUSALS = (400, 401, 403, 404, 405, 413, 415, 422)  # that another try would get again
 
 
-def run_serving(
-    target: TargetOptions,
-    dataset: DatasetOptions,
-    wanted: RequestOptions,
-    load: LoadOptions,
-    goal: GoalOptions,
-    report: ReportOptions,
-) -> int:
+def run_serving(options: ServingOptions) -> int:
     """Send the load, print the table and keep the results; returns 1 if a request failed.
 
     Interrupted by the keyboard, it reports what had ended by then, and returns 130.
@@ -60,13 +43,13 @@ def run_serving(
         OptionError: a flag says what can't be.
         SetupError: a server isn't up, or a file can't be written.
     """
-    check_output_file(report)
-    result = asyncio.run(measure(target, dataset, wanted, load, goal, report))
+    check_output_file(options.report)
+    result = asyncio.run(measure(options))
     print(render(result))
-    if report.output_file:
+    if options.report.output_file:
         from stepbatch.bench.report.plots import draw_run  # here, for it takes a second to import
 
-        path = Path(report.output_file)
+        path = Path(options.report.output_file)
         save(result, path)
         draw_run(result, path.with_suffix(".png"))
         print(f"{path}\n{path.with_suffix('.png')}")
@@ -76,7 +59,7 @@ def run_serving(
 
 
 def check_output_file(report: ReportOptions) -> None:
-    """See that what is measured can be kept, before it is measured; makes the file's folder.
+    """See that what is measured can be kept and drawn, before it is measured; makes the file's folder.
 
     Raises:
         OptionError: the picture would take the file's place.
@@ -89,25 +72,10 @@ def check_output_file(report: ReportOptions) -> None:
         raise OptionError(f"--output-file is JSON, and its picture goes beside it, as .png; {path} can't be both")
     if importlib.util.find_spec("matplotlib") is None:
         raise SetupError("--output-file draws with matplotlib: pip install 'stepbatch[bench]'")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SetupError(f"can't write {path}: {error.strerror or error}") from error
-    if path.is_dir():
-        raise SetupError(f"can't write {path}: it is a folder")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise SetupError(f"can't write {path}: permission denied")
+    check_writable(path)
 
 
-async def measure(
-    target: TargetOptions,
-    dataset: DatasetOptions,
-    wanted: RequestOptions,
-    load: LoadOptions,
-    goal: GoalOptions,
-    report: ReportOptions,
-    idle: Mapping[Kind, float] | None = None,
-) -> Result:
+async def measure(options: ServingOptions, idle: Mapping[Kind, float] | None = None) -> Result:
     """Wait for the servers, warm them up, send the load, and look at what came.
 
     Args:
@@ -118,26 +86,23 @@ async def measure(
         OptionError: a flag says what can't be.
         SetupError: a server isn't up or can't be measured, or a file can't be written.
     """
-    items = build(dataset, wanted)
-    folder = make_folder(report.save_outputs)
-    await wait_ready(target)
-    servers = await ask_servers(target)
-    model = target.model or model_name(servers[0])
-    servers = [{"model": model, **server} for server in servers]
+    target, load = options.target, options.load
+    items = build(options.dataset, options.wanted)
+    folder = make_folder(options.report.save_outputs)
+    servers = await meet_servers(target)
+    model = servers[0]["model"]
     await _warm_up(items, target, load, model)
     if idle is None:
-        idle = await idle_latencies(items, target, model) if goal.slo == 0 else {}
-    slos, times = goals(items, goal, idle), schedule(items, load, dataset.seed or 0)
-    shown = sys.stderr.isatty() and not report.disable_tqdm
+        idle = await idle_latencies(items, target, model) if options.goal.is_relative else {}
+    slos, times = goals(items, options.goal, idle), schedule(items, load, options.dataset.seed or 0)
+    shown = sys.stderr.isatty() and not options.report.disable_tqdm
     if shown and times:
         print(f"stepbatch: {len(items)} requests over {times[-1]:.4g} s", file=sys.stderr)
     with _interruptible() as stop, _progress(len(items), shown) as (sent, checked):
         driven = await drive(items, times, target, load.max_concurrency, model, slos, sent, stop=stop)
         with driven:
             await check_outputs(driven, folder, checked)
-            return _result(
-                driven, servers, _work(items, dataset, wanted, load), told(target, dataset, wanted, load, goal, report)
-            )
+            return _result(driven, servers, _work(items, options), options.told())
 
 
 async def idle_latencies(items: Sequence[WorkItem], target: TargetOptions, model: str) -> dict[Kind, float]:
@@ -169,15 +134,14 @@ async def _warm_up(items: Sequence[WorkItem], target: TargetOptions, load: LoadO
         raise SetupError(f"{refused[0].server} refuses the first request, before any is measured: {refused[0].error}")
 
 
-def _work(items: Sequence[WorkItem], dataset: DatasetOptions, wanted: RequestOptions, load: LoadOptions) -> Work:
-    digests = digest(items, load)
-    tasks = sorted({item.task for item in items}) or [wanted.task]
+def _work(items: Sequence[WorkItem], options: ServingOptions) -> Work:
+    load, digests = options.load, digest(items, options.load)
     return Work(
         digest=digests.pop("all"),
         parts=digests,
         requests=len(items),
-        dataset=dataset.dataset,
-        task=", ".join(tasks),
+        dataset=options.dataset.dataset,
+        task=", ".join(sorted({item.task for item in items})),
         request_rate=None if load.request_rate == float("inf") else load.request_rate,
         burstiness=load.burstiness,
         max_concurrency=load.max_concurrency,

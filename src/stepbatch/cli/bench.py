@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import get_type_hints
 
 from stepbatch.bench.options import (
     DatasetOptions,
-    GoalOptions,
-    LoadOptions,
     OfflineOptions,
     ReportOptions,
     RequestOptions,
+    ServingOptions,
     SweepOptions,
-    TargetOptions,
 )
-from stepbatch.cli.parser import Parser, build, suggestion
-from stepbatch.config import BatchingConfig, DefaultsConfig, EngineConfig, MemoryConfig, ModelConfig
-from stepbatch.errors import OptionError, SetupError
+from stepbatch.cli.parser import Parser, build, build_groups, dispatch
+from stepbatch.config import EngineConfig
+from stepbatch.errors import SetupError
 
 USAGE = """usage: stepbatch bench COMMAND ...
 
@@ -32,24 +29,15 @@ commands:
   compare     results of the same work, side by side
   offline     the engine without HTTP: pictures and steps a second, and its share of what the device can do"""
 
-SERVING = (TargetOptions, DatasetOptions, RequestOptions, LoadOptions, GoalOptions, ReportOptions)
+SERVING = tuple(get_type_hints(ServingOptions).values())
+SWEEP = (*SERVING, SweepOptions)
+OFFLINE = (DatasetOptions, RequestOptions, OfflineOptions, ReportOptions)
 
 
 def bench(arguments: Sequence[str]) -> int:
     """``stepbatch bench``: run the command that ``arguments`` begin with."""
-    commands: dict[str, Callable[[Sequence[str]], int]] = {
-        "serving": serving,
-        "sweep": sweep,
-        "compare": compare,
-        "offline": offline,
-    }
-    first = arguments[0] if arguments else "--help"
-    if first in ("--help", "-h"):
-        print(USAGE, file=sys.stdout if arguments else sys.stderr)
-        return 0 if arguments else 2
-    if first not in commands:
-        raise OptionError(f"stepbatch bench has no command {first}{suggestion(first, list(commands))}")
-    return commands[first](arguments[1:])
+    commands = {"serving": serving, "sweep": sweep, "compare": compare, "offline": offline}
+    return dispatch(arguments, commands, USAGE)
 
 
 def serving_parser() -> Parser:
@@ -59,23 +47,24 @@ def serving_parser() -> Parser:
 
 def serving(arguments: Sequence[str]) -> int:
     """``stepbatch bench serving``: 1 if a request failed."""
-    groups = _groups(serving_parser().read(arguments), SERVING)
+    options = build_groups(ServingOptions, serving_parser().read(arguments))
     with _extra():
         from stepbatch.bench.serving import run_serving
-    return run_serving(*groups)
+    return run_serving(options)
 
 
 def sweep_parser() -> Parser:
     """The flags of ``stepbatch bench sweep``."""
-    return _parser("sweep", "[FLAG ...]", "Find where a server tips over.", (*SERVING, SweepOptions))
+    return _parser("sweep", "[FLAG ...]", "Find where a server tips over.", SWEEP)
 
 
 def sweep(arguments: Sequence[str]) -> int:
     """``stepbatch bench sweep``: 1 if a request failed other than by being too late or turned away."""
-    groups = _groups(sweep_parser().read(arguments), (*SERVING, SweepOptions))
+    values = sweep_parser().read(arguments)
     with _extra():
+        from stepbatch.bench.sweep.plan import Flags
         from stepbatch.bench.sweep.run import run_sweep
-    return run_sweep(*groups)
+    return run_sweep(build_groups(Flags, values))
 
 
 def compare_parser() -> Parser:
@@ -94,30 +83,21 @@ def compare(arguments: Sequence[str]) -> int:
     return run_compare(values["results"], values["plot"])
 
 
-OFFLINE = (
-    ModelConfig,
-    BatchingConfig,
-    MemoryConfig,
-    DefaultsConfig,
-    DatasetOptions,
-    RequestOptions,
-    OfflineOptions,
-    ReportOptions,
-)
-
-
 def offline_parser() -> Parser:
     """The flags of ``stepbatch bench offline``."""
-    return _parser("offline", "[FLAG ...]", "Run requests through the engine, without a server.", OFFLINE)
+    groups = (*get_type_hints(EngineConfig).values(), *OFFLINE)
+    return _parser("offline", "[FLAG ...]", "Run requests through the engine, without a server.", groups)
 
 
 def offline(arguments: Sequence[str]) -> int:
     """``stepbatch bench offline``: 1 if a request failed."""
-    model, batching, memory, defaults, *groups = _groups(offline_parser().read(arguments), OFFLINE)
-    engine = EngineConfig(model=model, batching=batching, memory=memory, defaults=defaults)
+    values = offline_parser().read(arguments)
+    engine = build_groups(EngineConfig, values)
+    dataset, wanted = build(DatasetOptions, values), build(RequestOptions, values)
+    counts, report = build(OfflineOptions, values), build(ReportOptions, values)
     with _extra():
         from stepbatch.bench.offline import run_offline
-    return run_offline(engine, *groups)
+    return run_offline(engine, dataset, wanted, counts, report)
 
 
 @contextmanager
@@ -134,7 +114,3 @@ def _parser(name: str, usage: str, description: str, groups: Sequence[type]) -> 
     for group in groups:
         parser.add_config(group)
     return parser
-
-
-def _groups(values: dict[str, Any], groups: Sequence[type]) -> list[Any]:
-    return [build(group, values) for group in groups]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import stepbatch
 from stepbatch.cli.bench import bench
-from stepbatch.cli.parser import Parser, build, suggestion
+from stepbatch.cli.parser import Parser, build, build_groups, dispatch, suggestion
 from stepbatch.config import BatchingConfig, DefaultsConfig, EngineConfig, MemoryConfig, ModelConfig, ServerConfig
 from stepbatch.errors import OptionError
 
@@ -35,24 +35,20 @@ def run(arguments: list[str]) -> int:
     Raises:
         SetupError: it can't be done as asked.
     """
-    commands: dict[str, Callable[[Sequence[str]], int]] = {
+    commands = {
         "serve": serve,
         "generate": generate,
         "edit": edit,
         "demo": demo,
         "bench": bench,
+        "--version": _version,
     }
-    first = arguments[0] if arguments else "--help"
-    if first in ("--help", "-h"):
-        print(USAGE, file=sys.stdout if arguments else sys.stderr)
-        return 0 if arguments else 2
-    if first == "--version":
-        print(f"stepbatch {stepbatch.__version__}")
-        return 0
-    if first not in commands:
-        kind = "flag" if first.startswith("-") else "command"
-        raise OptionError(f"there is no {kind} {first}{suggestion(first, [*commands, '--help', '--version'])}")
-    return commands[first](arguments[1:])
+    return dispatch(arguments, commands, USAGE)
+
+
+def _version(arguments: Sequence[str]) -> int:
+    print(f"stepbatch {stepbatch.__version__}")
+    return 0
 
 
 def serve_parser() -> Parser:
@@ -66,7 +62,7 @@ def serve_parser() -> Parser:
 def serve(arguments: Sequence[str]) -> int:
     """``stepbatch serve``: until it is told to stop."""
     values = serve_parser().read(arguments)
-    server, engine = build(ServerConfig, values), _engine_config(values)
+    server, engine = build(ServerConfig, values), build_groups(EngineConfig, values)
     if engine.batching.dynamic_batch_delay_ms > 0:
         print(
             "stepbatch: --dynamic-batch-delay-ms has no effect: a native model's requests join its next step",
@@ -146,7 +142,7 @@ def _generate(values: dict[str, Any], prompts: Sequence[str], file: Path | None,
     """Make the pictures of ``prompts`` and ``file``, all of which have what is ``given`` and what the flags say."""
     from stepbatch.cli.requests import OUTPUT_FORMATS, Source
 
-    config = _engine_config(values)
+    config = build_groups(EngineConfig, values)
     if values["output_format"] not in OUTPUT_FORMATS:
         hint = suggestion(values["output_format"], OUTPUT_FORMATS)
         raise OptionError(f"--output-format must be one of {', '.join(OUTPUT_FORMATS)}{hint}")
@@ -179,12 +175,3 @@ def demo(arguments: Sequence[str]) -> int:
     from stepbatch.demo.run import run_demo
 
     return run_demo(values["output"], model)
-
-
-def _engine_config(values: dict[str, Any]) -> EngineConfig:
-    return EngineConfig(
-        model=build(ModelConfig, values),
-        batching=build(BatchingConfig, values),
-        memory=build(MemoryConfig, values),
-        defaults=build(DefaultsConfig, values),
-    )

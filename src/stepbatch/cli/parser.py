@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import shutil
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
@@ -60,6 +61,23 @@ class Parser(argparse.ArgumentParser):
         self.flags.extend(names)
 
 
+def dispatch(arguments: Sequence[str], commands: Mapping[str, Callable[[Sequence[str]], int]], usage: str) -> int:
+    """Run the command that ``arguments`` begin with, or print the usage; returns the exit status.
+
+    Raises:
+        OptionError: there is no such command.
+        SetupError: it can't be done as asked.
+    """
+    first = arguments[0] if arguments else "--help"
+    if first in ("--help", "-h"):
+        print(usage, file=sys.stdout if arguments else sys.stderr)
+        return 0 if arguments else 2
+    if first not in commands:
+        kind = "flag" if first.startswith("-") else "command"
+        raise OptionError(f"there is no {kind} {first}{suggestion(first, [*commands, '--help'])}")
+    return commands[first](arguments[1:])
+
+
 def build(cls: type[Config], values: dict[str, Any]) -> Config:
     """The config that the flags' values make.
 
@@ -72,6 +90,15 @@ def build(cls: type[Config], values: dict[str, Any]) -> Config:
         if get_origin(hints[name]) is tuple:
             given[name] = tuple(value or ())
     return cls(**given)
+
+
+def build_groups(cls: type[Config], values: dict[str, Any]) -> Config:
+    """The config whose fields are groups of flags, made of the flags' values.
+
+    Raises:
+        OptionError: a value is out of range.
+    """
+    return cls(**{name: build(group, values) for name, group in get_type_hints(cls).items()})
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:

@@ -163,7 +163,6 @@ async def test_a_record_tells_what_was_asked_and_an_answer_is_kept_as_it_came() 
         assert (first.server, first.status, first.attempts) == (url, 200, 1)
         assert outcomes(driven) == ["ok", "ok"]
         assert driven.spool.read(driven.answers[1].body) == b"never looked at"
-        assert not driven.interrupted
 
 
 async def test_large_answers_that_come_at_the_same_time_stay_apart() -> None:
@@ -404,7 +403,6 @@ async def test_a_run_can_be_stopped_and_tells_what_came_by_then() -> None:
             100, at(url), max_concurrency=1, stop=stop, progress=lambda ended: enough.get(ended, lambda: None)()
         )
     with driven:
-        assert driven.interrupted
         assert 3 <= len(driven.records) < 100
         assert set(outcomes(driven)) == {"ok"}
 

@@ -163,5 +163,7 @@ async def test_what_is_waited_for_is_told_once(capsys: pytest.CaptureFixture[str
 
 async def test_a_server_without_a_page_that_says_so_counts_as_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(target, "BARE_SECONDS", 0.2)
-    async with serving() as url:
+    handle, paths = answering(404)
+    async with serving(("GET", "/{any:.*}", handle)) as url:
         await wait_ready(at(url, ready_timeout=30))
+    assert paths and paths == ["/health", "/v1/models"] * (len(paths) // 2)

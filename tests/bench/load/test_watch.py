@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.bench.support import GENERATIONS, Handler, at, pictures_json, png, send, serving
 
-from stepbatch.bench.load.watch import ask_servers, model_name, read_metrics
+from stepbatch.bench.load.watch import ask_servers, meet_servers, model_name, read_metrics
 from stepbatch.bench.options import TargetOptions
 from stepbatch.demo.burst import serving as stepbatch_serving
 
@@ -123,6 +123,29 @@ async def test_what_a_server_says_of_itself(tmp_path: Path) -> None:
     assert said["models"]["data"][0]["id"] == "org/m"
     assert said["model_info"]["pipeline"] == "FakePipeline"
     assert model_name(said) == "org/m"
+
+
+async def test_servers_are_asked_once_they_are_up_and_requests_name_the_first_ones_model() -> None:
+    asked: list[str] = []
+
+    def serves(model: str) -> Handler:
+        async def answer(request: web.Request) -> web.StreamResponse:
+            asked.append(request.path)
+            if request.path == "/health":
+                return web.Response(status=503 if len(asked) == 1 else 200)
+            return web.json_response({"data": [{"id": model}]})
+
+        return answer
+
+    async with (
+        serving(("GET", "/{any:.*}", serves("org/a"))) as one,
+        serving(("GET", "/{any:.*}", serves("org/b"))) as two,
+    ):
+        met = await meet_servers(at(one, two))
+        named = await meet_servers(at(one, two, model="mine"))
+    assert asked[:4] == ["/health", "/health", "/health", "/v1/models"]  # the first is asked until it is up
+    assert [(server["base_url"], server["model"]) for server in met] == [(one, "org/a"), (two, "org/a")]
+    assert [server["model"] for server in named] == ["mine", "mine"]
 
 
 async def test_only_what_is_said_in_json_is_kept() -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tests.bench.made import made
 
 from stepbatch.bench.report.summary import summarize
-from stepbatch.bench.report.table import load_text, model_name, number, render
+from stepbatch.bench.report.table import load_text, model_name, number, render, share
 from stepbatch.bench.results import Result
 
 
@@ -145,3 +145,7 @@ def test_figures_show_three_digits(value: float, text: str) -> None:
 def test_a_figure_is_close_to_its_value(value: float) -> None:
     assert float(number(value)) == pytest.approx(value, rel=0.0051, abs=0)
     assert "e" not in number(value)
+
+
+def test_a_share_is_never_rounded_up() -> None:
+    assert [share(value) for value in (1.0, 0.9899, 0.99, 0.5, 0.0)] == ["100%", "98.9%", "99%", "50%", "0%"]

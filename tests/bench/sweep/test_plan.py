@@ -1,38 +1,13 @@
 import math
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
-from stepbatch.bench.options import (
-    DatasetOptions,
-    GoalOptions,
-    LoadOptions,
-    ReportOptions,
-    RequestOptions,
-    SweepOptions,
-    TargetOptions,
-)
-from stepbatch.bench.sweep.plan import (
-    Axis,
-    Flags,
-    Variant,
-    public_options,
-    read_axes,
-    read_command,
-    read_variants,
-    requests_of,
-)
+from stepbatch.bench.options import SweepOptions
+from stepbatch.bench.sweep.plan import Axis, Flags, Variant, read_axes, read_command, read_variants, requests_of
 from stepbatch.errors import OptionError
 
-GROUPS = {
-    "target": TargetOptions,
-    "dataset": DatasetOptions,
-    "wanted": RequestOptions,
-    "load": LoadOptions,
-    "goal": GoalOptions,
-    "report": ReportOptions,
-    "sweep": SweepOptions,
-}
+GROUPS = get_type_hints(Flags)
 
 
 def flags(**given: Any) -> Flags:
@@ -149,9 +124,9 @@ class TestRequests:
         assert requests_of(flags(num_prompts=3), "concurrency", 10.0, 0.0) == 3
 
 
-class TestPublicOptions:
+class TestTold:
     def test_has_every_flag(self) -> None:
-        options = public_options(flags(request_rates="1,2", slo=0.0))
+        options = flags(request_rates="1,2", slo=0.0).told()
         fields = {field for cls in GROUPS.values() for field in cls.__dataclass_fields__}
         assert set(options) == fields
         assert options["request_rates"] == "1,2"
@@ -161,7 +136,7 @@ class TestPublicOptions:
         "command", ["serve --api-key s3cret --port 1", "serve --hf-token=s3cret --port 1", "env API_KEY=s3cret serve"]
     )
     def test_has_no_secrets(self, command: str) -> None:
-        options = public_options(flags(server_command=command, api_key="s3cret", header=("X-Key: s3cret",)))
+        options = flags(server_command=command, api_key="s3cret", header=("X-Key: s3cret",)).told()
         assert "s3cret" not in str(options)
         assert "serve" in options["server_command"]
         assert "port" not in command or options["server_command"].endswith("--port 1")

@@ -7,15 +7,7 @@ from rich.console import Console
 from tests.bench.made import made
 
 from stepbatch.bench.results import ClientState, Result, save
-from stepbatch.bench.sweep.report import (
-    Series,
-    SweepResult,
-    render,
-    runs_by_unit,
-    said_of,
-    sentences,
-    share,
-)
+from stepbatch.bench.sweep.report import Series, SweepResult, render, said_of, sentences, series_by_unit
 from stepbatch.bench.sweep.tipping import SweepPoint, Unit, kept_up
 
 
@@ -137,10 +129,6 @@ class TestTable:
         assert said_of(series.points[0], series).endswith("% met their goal")
 
 
-def test_a_share_is_never_rounded_up() -> None:
-    assert [share(value) for value in (1.0, 0.9899, 0.99, 0.5, 0.0)] == ["100%", "98.9%", "99%", "50%", "0%"]
-
-
 def test_a_sweep_is_kept_and_read(tmp_path: Path) -> None:
     _, result = swept([1, 2, 8])
     save(result, tmp_path / "sweep.json")
@@ -153,7 +141,9 @@ def test_each_kind_of_load_has_a_picture() -> None:
     by_rate, result = swept([1])
     by_concurrency, _ = swept([1], unit="concurrency", name="size=4")
     result.series += [by_concurrency, Series(unit="rate", name="empty")]
-    assert runs_by_unit(result) == {
+    drawn = {unit: [(s.name, s.points) for s in all_series] for unit, all_series in series_by_unit(result).items()}
+    assert drawn == {
         "rate": [("some-model", by_rate.points)],
         "concurrency": [("size=4", by_concurrency.points)],
     }
+    assert by_rate.name == ""  # as it is kept

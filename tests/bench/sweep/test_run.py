@@ -19,8 +19,8 @@ import pytest
 from PIL import Image
 
 from stepbatch.__main__ import main
-from stepbatch.bench.report import plots
 from stepbatch.bench.servers import running
+from stepbatch.bench.sweep import picture
 from stepbatch.bench.sweep.report import SweepResult
 
 FAKE = [
@@ -49,7 +49,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of something else than the picture, which takes longer than what they measure."""
-    monkeypatch.setattr(plots, "draw_sweep", lambda runs, path: None)
+    monkeypatch.setattr(picture, "draw_sweep", lambda all_series, path: None)
 
 
 def sweep(*arguments: str) -> int:
@@ -70,8 +70,8 @@ def loads(result: SweepResult) -> list[list[float]]:
 
 
 def wide(path: Path) -> bool:
-    with Image.open(path) as picture:
-        return picture.size[0] > 1000
+    with Image.open(path) as drawn:
+        return drawn.size[0] > 1000
 
 
 def answers(base_url: str) -> bool:

@@ -34,7 +34,7 @@ FIRST_WAIT = 0.5  # seconds, where the server says nothing; doubled each time
 class Driven:
     """What came of a load. A context: the answers are deleted at its end.
 
-    ``records`` has one for each item, by index; fewer only if ``interrupted``. ``requests`` are by the items' index.
+    ``records`` has one for each item, by index; fewer only if it was stopped. ``requests`` are by the items' index.
     """
 
     target: TargetOptions
@@ -43,7 +43,6 @@ class Driven:
     answers: dict[int, Answer]  # by index, of those that are ok
     client: ClientState
     samples: list[Sample]
-    interrupted: bool
     spool: Spool
     _files: ExitStack
 
@@ -106,12 +105,12 @@ async def drive(
         ):
             sender = _Sender(session, Servers(resolved.bases), spool, target, progress)
             async with Meter() as meter:
-                finished = await _until(stop, sender.send_all(requests, times, slos, max_concurrency))
+                await _unless(stop or asyncio.Event(), sender.send_all(requests, times, slos, max_concurrency))
         records = sorted(sender.records, key=lambda record: record.index)
         answered = [record.latency for record in records if record.outcome == "ok"]
         client = meter.state([record.lag for record in records], answered, sender.exhausted)
         samples = watch.samples(sender.start)
-        return Driven(target, requests, records, sender.answers, client, samples, not finished, spool, files.pop_all())
+        return Driven(target, requests, records, sender.answers, client, samples, spool, files.pop_all())
 
 
 async def warm_up(items: Sequence[WorkItem], target: TargetOptions, model: str) -> list[Record]:
@@ -299,17 +298,13 @@ def _wait(answer: Answer, attempts: int) -> float:
     return min(LONGEST_WAIT, told)
 
 
-async def _until(stop: asyncio.Event | None, work: Coroutine[Any, Any, None]) -> bool:
-    """Do the work, or cancel it once ``stop`` is set; returns whether it was done."""
-    if stop is None:
-        await work
-        return True
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Do the work, or cancel it once ``stop`` is set."""
     working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             working.result()
-        return working.done()
     finally:
         working.cancel()
         stopping.cancel()

@@ -45,21 +45,6 @@ class Shape:
         return self.width * self.height * self.frames / 1e6
 
 
-def make_folder(folder: str) -> Path | None:
-    """The folder of ``--save-outputs``, made if it isn't there; ``None`` if that is empty.
-
-    Raises:
-        SetupError: it can't be made.
-    """
-    if not folder:
-        return None
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SetupError(f"--save-outputs: {folder} can't be made: {error.strerror or error}") from error
-    return Path(folder)
-
-
 async def check_outputs(
     driven: Driven, folder: Path | None = None, progress: Callable[[int], None] = lambda checked: None
 ) -> None:

@@ -15,7 +15,7 @@ import aiohttp
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-from stepbatch.bench.load.target import open_session, resolve
+from stepbatch.bench.load.target import open_session, resolve, wait_ready
 from stepbatch.bench.load.wire import FAULTS, Extents, Spool, Wire
 from stepbatch.bench.options import TargetOptions
 from stepbatch.bench.results import Sample
@@ -132,6 +132,19 @@ def _count(values: dict[str, float], name: str, value: float) -> None:
     for end, field in _GREATEST.items():
         if name.endswith(end):
             values[field] = max(values.get(field, value), value)
+
+
+async def meet_servers(options: TargetOptions) -> list[dict[str, Any]]:
+    """What every server says of itself, once all are up; and as ``model``, what requests have the model by.
+
+    Raises:
+        OptionError: an address or a header is none.
+        SetupError: as ``wait_ready`` does.
+    """
+    await wait_ready(options)
+    servers = await ask_servers(options)
+    model = options.model or model_name(servers[0])
+    return [{"model": model, **server} for server in servers]
 
 
 async def ask_servers(options: TargetOptions) -> list[dict[str, Any]]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import msgspec
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from stepbatch.bench.report.table import bottleneck_text, number, work_text
+from stepbatch.bench.report.table import bottleneck_text, console_for, number, work_text
 from stepbatch.bench.results import Result, Summary, load
 from stepbatch.errors import OptionError, SetupError
 
@@ -57,13 +55,11 @@ def run_compare(paths: Sequence[Path], plot: Path | None = None) -> int:
         SetupError: a file has no run in it, or the picture can't be made.
     """
     results = _load(paths)
-    _check_same_work(paths, results)
-    table, warnings = _table(results), _warnings(results)
-    console = Console()
-    if not console.is_terminal:  # a file or a pipe has no width
-        console = Console(width=console.measure(table, options=console.options.update(max_width=10_000)).maximum)
+    _check_same_work(paths, list(results.values()))
+    table = _table(results)
+    console = console_for(table)
     console.print(table)
-    for warning in warnings:
+    for warning in _warnings(results):
         console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
     if plot is not None:
         _draw(results, plot)
@@ -71,8 +67,8 @@ def run_compare(paths: Sequence[Path], plot: Path | None = None) -> int:
     return 0
 
 
-def _load(paths: Sequence[Path]) -> list[Result]:
-    """The runs, each with a name that no other has."""
+def _load(paths: Sequence[Path]) -> dict[str, Result]:
+    """The runs by what they are called: their files' names, or, where two have the same, their paths."""
     if len(paths) < 2:
         raise OptionError("stepbatch bench compare needs the files of two runs or more")
     seen: set[Path] = set()
@@ -80,12 +76,9 @@ def _load(paths: Sequence[Path]) -> list[Result]:
         if path.resolve() in seen:
             raise OptionError(f"{path} is given twice")
         seen.add(path.resolve())
-    results = [load(path) for path in paths]
-    for taken in ([result.name or path.stem for result, path in zip(results, paths, strict=True)], paths):
-        names = [str(name) for name in taken]
-        if len(set(names)) == len(names):
-            break
-    return [msgspec.structs.replace(result, name=name) for result, name in zip(results, names, strict=True)]
+    stems = [path.stem for path in paths]
+    names = stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
+    return {name: load(path) for name, path in zip(names, paths, strict=True)}
 
 
 def _check_same_work(paths: Sequence[Path], results: Sequence[Result]) -> None:
@@ -98,16 +91,17 @@ def _check_same_work(paths: Sequence[Path], results: Sequence[Result]) -> None:
         raise OptionError(f"{paths[0]} and {path} did different work: {', '.join(parts) or 'their digests differ'}")
 
 
-def _table(results: Sequence[Result]) -> Table:
-    first = results[0]
-    table = Table(title=escape(work_text(first.work)), title_justify="left", title_style="bold")
+def _table(results: Mapping[str, Result]) -> Table:
+    first, *others = results
+    runs = list(results.values())
+    table = Table(title=escape(work_text(runs[0].work)), title_justify="left", title_style="bold")
     table.add_column("")
-    table.add_column(escape(first.name), justify="right")
-    for result in results[1:]:
-        table.add_column(escape(result.name), justify="right")
+    table.add_column(escape(first), justify="right")
+    for name in others:
+        table.add_column(escape(name), justify="right")
         table.add_column("Δ")
     for figure in FIGURES:
-        values = [_value(figure, result.summary) for result in results]
+        values = [_value(figure, run.summary) for run in runs]
         if any(value is not None for value in values):
             cells = [_shown(figure, values[0])]
             for value in values[1:]:
@@ -148,28 +142,28 @@ def _change(figure: Figure, before: float | None, after: float | None) -> str:
     return f"[{STYLES[word]}]{text} {word}[/]" if word else text
 
 
-def _warnings(results: Sequence[Result]) -> list[str]:
+def _warnings(results: Mapping[str, Result]) -> list[str]:
     """What a reader should know before trusting the differences."""
     lines = []
-    for result in results:
+    for name, result in results.items():
         missed = result.summary.requests - result.summary.completed_requests
         if result.client.bottleneck:
-            lines.append(f"{result.name}: {bottleneck_text(result.client).removeprefix('WARNING: ')}")
+            lines.append(f"{name}: {bottleneck_text(result.client).removeprefix('WARNING: ')}")
         if missed:
             told = f"{missed} of {result.summary.requests} requests were not answered well, and are in no latency"
-            lines.append(f"{result.name}: {told}")
+            lines.append(f"{name}: {told}")
         if result.summary.requests < result.work.requests:
-            lines.append(f"{result.name}: stopped after {result.summary.requests} of its requests")
-    first = results[0]
-    for result in results[1:]:
+            lines.append(f"{name}: stopped after {result.summary.requests} of its requests")
+    (baseline, first), *others = results.items()
+    for name, result in others:
         if _goals(result) != _goals(first):
             told = f"{_goals(result)}, not {_goals(first)}: attainment and goodput don't compare"
-            lines.append(f"{result.name}: held to other goals than {first.name}: {told}")
+            lines.append(f"{name}: held to other goals than {baseline}: {told}")
         ours, theirs = first.environment, result.environment
         other = [key for key in {**ours, **theirs} if key not in VOLATILE and ours.get(key) != theirs.get(key)]
         if other:
             told = ", ".join(f"{key} ({theirs.get(key)}, not {ours.get(key)})" for key in other)
-            lines.append(f"{result.name}: measured elsewhere or otherwise than {first.name}: {told}")
+            lines.append(f"{name}: measured elsewhere or otherwise than {baseline}: {told}")
     return lines
 
 
@@ -181,7 +175,7 @@ def _goals(result: Result) -> str:
     return f"{number(found[0])} s" if len(found) == 1 else f"{number(found[0])} to {number(found[-1])} s"
 
 
-def _draw(results: Sequence[Result], path: Path) -> None:
+def _draw(results: Mapping[str, Result], path: Path) -> None:
     try:
         from stepbatch.bench.report.plots import draw_comparison
     except ModuleNotFoundError as error:

@@ -1,11 +1,10 @@
-"""Pictures of runs: one by itself, several over each other, and a sweep."""
+"""Pictures of runs: one by itself, and several over each other."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill, shorten
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -30,21 +29,9 @@ from stepbatch.bench.report.run_panels import (
     latencies,
     tells_occupancy,
 )
-from stepbatch.bench.report.sweep_panels import (
-    draw_attainment,
-    draw_latency_over_throughput,
-    draw_throughput_over_load,
-    keys,
-    label_loads,
-    scale_loads,
-    series,
-    verdicts,
-)
-from stepbatch.bench.report.table import bottleneck_text, model_name, work_text
+from stepbatch.bench.report.table import bottleneck_text, model_name, share, work_text
 from stepbatch.bench.report.timeline import lanes
 from stepbatch.bench.results import Result
-from stepbatch.bench.sweep.report import share
-from stepbatch.bench.sweep.tipping import SweepPoint
 
 LINE_LENGTH = 115  # characters, of what is written over the whole width
 
@@ -82,7 +69,7 @@ def draw_run(result: Result, path: Path) -> None:
 
 def _heading(result: Result) -> str:
     summary, work = result.summary, result.work
-    title = " · ".join(part for part in (result.name, model_name(result)) if part) or "stepbatch bench serving"
+    title = model_name(result) or "stepbatch bench serving"
     facts = [f"{brief(summary.throughput_qps)} req/s answered"]
     if summary.latency_mean is not None and summary.latency_p99 is not None:
         unit = Unit(summary.latency_p99)
@@ -92,18 +79,20 @@ def _heading(result: Result) -> str:
     return f"{shorten(title, LINE_LENGTH, placeholder=' …')}\n{work_text(work)}\n{' · '.join(facts)}"
 
 
-def draw_comparison(results: Sequence[Result], path: Path) -> None:
+def draw_comparison(runs: Mapping[str, Result], path: Path) -> None:
     """Draw latencies over each other, and throughput, mean and P99 as bars.
+
+    Args:
+        runs: By what they are called.
 
     Raises:
         OptionError: the path's ending is of no format that can be written.
         SetupError: the file can't be written.
     """
-    work = results[0].work
-    names = [short(result.name or f"run {i}") for i, result in enumerate(results, start=1)]
+    names, results = [short(name) for name in runs], list(runs.values())
     unit = Unit(max((value for result in results for value in latencies(result)), default=1.0))
     with picture(path, 13, max(5.2, 2.2 + 0.34 * 3 * len(results))) as figure:
-        figure.suptitle(work_text(work), x=0.008, ha="left")
+        figure.suptitle(work_text(results[0].work), x=0.008, ha="left")
         panels = figure.subplot_mosaic(
             [["curves", "rate"], ["curves", "mean"], ["curves", "p99"]], width_ratios=[1.5, 1]
         )
@@ -153,28 +142,3 @@ def _draw_bars(axes: Axes, title: str, names: Sequence[str], values: Sequence[fl
         axes.barh(i, value, color=LINES[i % len(LINES)], height=0.66)
         change = f"  {value / scaled[0] - 1:+.0%}" if i and scaled[0] else ""
         axes.text(value + 0.015 * top, i, f"{brief(value)}{change}", va="center", fontsize=9.5)
-
-
-def draw_sweep(runs: Sequence[tuple[str, Sequence[SweepPoint]]], path: Path) -> None:
-    """Draw latency over throughput, and throughput over the load, of one server or several.
-
-    Args:
-        runs: What each server is called, and what was measured at each load, all of one unit.
-
-    Raises:
-        OptionError: the path's ending is of no format that can be written.
-        SetupError: the file can't be written.
-    """
-    all_series = series(runs)
-    goal = any(point.summary.slo_attainment_rate is not None for _, points in runs for point in points)
-    layout: list[Any] = [["latency", "throughput"], *[["latency", "attainment"]] * goal]
-    with picture(path, 13, 6.6 + 0.2 * len(runs)) as figure:
-        panels = figure.subplot_mosaic(layout, height_ratios=[2.4, 1][: len(layout)])
-        draw_latency_over_throughput(panels["latency"], all_series)
-        draw_throughput_over_load(panels["throughput"], all_series)
-        if goal:
-            draw_attainment(panels["attainment"], all_series)
-        scale_loads([axes for name, axes in panels.items() if name != "latency"], all_series)
-        figure.legend(handles=verdicts(all_series), loc="outside upper left", fontsize=11)
-        figure.legend(handles=keys(all_series), loc="outside lower left", ncols=6)
-        label_loads(figure, panels["latency"], all_series)

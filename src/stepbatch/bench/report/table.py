@@ -6,6 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+from rich.console import Console
+from rich.table import Table
+
 from stepbatch.bench.results import ClientState, Result, Summary, Work
 
 WIDTH, DIVIDER = 60, 50  # characters: of the table's ends, and between its sections
@@ -40,6 +43,19 @@ def number(value: float) -> str:
     if value == 0 or not math.isfinite(value):
         return f"{value:.2f}"
     return f"{value:.{min(9, max(2, 2 - math.floor(math.log10(abs(value)))))}f}"
+
+
+def share(value: float) -> str:
+    """A share as a percentage; never rounded up, so that what just fails a goal doesn't read as if it met it."""
+    return f"{math.floor(1000 * value + 1e-6) / 10:g}%"
+
+
+def console_for(table: Table) -> Console:
+    """Where a table is printed: the terminal, or a file or a pipe, which has no width and so gets the table's."""
+    console = Console()
+    if console.is_terminal:
+        return console
+    return Console(width=console.measure(table, options=console.options.update(max_width=10_000)).maximum)
 
 
 def work_text(work: Work) -> str:

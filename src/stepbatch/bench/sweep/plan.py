@@ -9,16 +9,7 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-from stepbatch.bench.options import (
-    DatasetOptions,
-    GoalOptions,
-    LoadOptions,
-    ReportOptions,
-    RequestOptions,
-    SweepOptions,
-    TargetOptions,
-    told,
-)
+from stepbatch.bench.options import ServingOptions, SweepOptions
 from stepbatch.bench.sweep.tipping import Unit
 from stepbatch.errors import OptionError
 
@@ -30,16 +21,15 @@ _SECRET_FLAG = re.compile(r"(key|token|secret|password)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags:
+class Flags(ServingOptions):
     """All that the command line says."""
 
-    target: TargetOptions
-    dataset: DatasetOptions
-    wanted: RequestOptions
-    load: LoadOptions
-    goal: GoalOptions
-    report: ReportOptions
     sweep: SweepOptions
+
+    def told(self) -> dict[str, Any]:
+        """Every flag by name; of secrets, those in the server's command too, only whether there was any."""
+        command = shlex.join(_without_secrets(shlex.split(self.sweep.server_command)))
+        return super().told() | {"server_command": command}
 
 
 @dataclass(frozen=True)
@@ -151,12 +141,6 @@ def requests_of(flags: Flags, unit: Unit, load: float, throughput: float) -> int
     if unit == "rate":
         return max(LEAST_BY_RATE, round(load * (flags.sweep.duration or SECONDS_BY_RATE)))
     return max(LEAST_BY_CONCURRENCY, round(REQUESTS_PER_SLOT * load), round(throughput * flags.sweep.duration))
-
-
-def public_options(flags: Flags) -> dict[str, Any]:
-    """Every flag by name; of secrets, only whether there was any."""
-    command = shlex.join(_without_secrets(shlex.split(flags.sweep.server_command)))
-    return told(*vars(flags).values()) | {"server_command": command}
 
 
 def _without_secrets(command: list[str]) -> list[str]:

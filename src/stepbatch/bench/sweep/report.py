@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import msgspec
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from stepbatch.bench.report.table import bottleneck_text, model_name, number
+from stepbatch.bench.report.table import bottleneck_text, console_for, model_name, number, share
 from stepbatch.bench.results import Result, Summary
-from stepbatch.bench.sweep.tipping import SweepPoint, Unit, knee, tipped, tipping
+from stepbatch.bench.sweep.tipping import SweepPoint, Unit, by_load, knee, tipped, tipping
 
 ANSWERED = "were answered"  # what is asked of requests that have no goal
 TIPS, KNEE, LATE = "tips over here", "knee", "too late"  # what a table says beside a point
@@ -30,9 +28,14 @@ class Series(msgspec.Struct, kw_only=True):
     def add(self, point: SweepPoint) -> None:
         """Append a point, and find out anew where the server tips over."""
         self.points.append(point)
-        at, bend = tipping(self.points), knee(self.points)
-        self.tipping = at.load if at and tipped(self.points) else None
+        top, bend = self.top, knee(self.points)
+        self.tipping = top.load if top else None
         self.knee = bend.load if bend else None
+
+    @property
+    def top(self) -> SweepPoint | None:
+        """The tipping point; ``None`` where every load is too much, or none is."""
+        return tipping(self.points) if tipped(self.points) else None
 
 
 class SweepResult(msgspec.Struct, kw_only=True):
@@ -61,9 +64,7 @@ def show(result: SweepResult) -> None:
     """Print each series as a table with its sentences."""
     for series in (series for series in result.series if series.points):
         table = render(series)
-        console = Console()
-        if not console.is_terminal:  # a file or a pipe has no width
-            console = Console(width=console.measure(table, options=console.options.update(max_width=10_000)).maximum)
+        console = console_for(table)
         console.print(table)
         for sentence in sentences(series, result):
             console.print(sentence, markup=False, highlight=False, soft_wrap=True)
@@ -77,7 +78,7 @@ def render(series: Series) -> Table:
     for head in (*heads, "client\nlag (ms)"):
         table.add_column(head, justify="right")
     table.add_column("")
-    for point in sorted(series.points, key=lambda point: point.load):
+    for point in by_load(series.points):
         s = point.summary
         met = "-" if s.slo_attainment_rate is None else share(s.slo_attainment_rate)
         figures = (s.throughput_qps, s.latency_mean, s.latency_median, s.latency_p99)
@@ -165,11 +166,6 @@ def amount(point: SweepPoint) -> str:
     return f"{point.load:g} req/s" if point.unit == "rate" else f"concurrency {point.load:g}"
 
 
-def share(value: float) -> str:
-    """A share as a percentage; never rounded up, so that what just fails a goal doesn't read as if it met it."""
-    return f"{math.floor(1000 * value + 1e-6) / 10:g}%"
-
-
 def _figure(value: float | None) -> str:
     return "-" if value is None else number(value)
 
@@ -188,10 +184,11 @@ def said_of(point: SweepPoint, series: Series) -> str:
     return f"{name}{amount(point)}: {', '.join([*parts, *said])}"
 
 
-def runs_by_unit(result: SweepResult) -> dict[Unit, list[tuple[str, list[SweepPoint]]]]:
-    """What pictures show: for each kind of load, the servers' names and points."""
-    runs: dict[Unit, list[tuple[str, list[SweepPoint]]]] = {}
+def series_by_unit(result: SweepResult) -> dict[Unit, list[Series]]:
+    """What pictures show: of each kind of load, the series with points, each with a name if there is any."""
+    found: dict[Unit, list[Series]] = {}
     for series in result.series:
         if series.points:
-            runs.setdefault(series.unit, []).append((series.name or result.name, series.points))
-    return runs
+            named = msgspec.structs.replace(series, name=series.name or result.name)
+            found.setdefault(series.unit, []).append(named)
+    return found

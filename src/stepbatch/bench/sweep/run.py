@@ -13,31 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from stepbatch.bench.environment import environment, now
-from stepbatch.bench.load.target import wait_ready
-from stepbatch.bench.load.watch import ask_servers, model_name
-from stepbatch.bench.options import (
-    DatasetOptions,
-    GoalOptions,
-    LoadOptions,
-    ReportOptions,
-    RequestOptions,
-    SweepOptions,
-    TargetOptions,
-)
+from stepbatch.bench.load.watch import meet_servers
+from stepbatch.bench.options import ReportOptions, TargetOptions
 from stepbatch.bench.results import Result, save
 from stepbatch.bench.servers import Server, started
 from stepbatch.bench.serving import PACKAGES, check_output_file, idle_latencies, measure
-from stepbatch.bench.sweep.plan import (
-    Axis,
-    Flags,
-    Variant,
-    public_options,
-    read_axes,
-    read_command,
-    read_variants,
-    requests_of,
-)
-from stepbatch.bench.sweep.report import Series, SweepResult, attained, runs_by_unit, said_of, show
+from stepbatch.bench.sweep.plan import Axis, Flags, Variant, read_axes, read_command, read_variants, requests_of
+from stepbatch.bench.sweep.report import Series, SweepResult, attained, said_of, series_by_unit, show
 from stepbatch.bench.sweep.settle import settle
 from stepbatch.bench.sweep.tipping import Search, SweepPoint, kept_up
 from stepbatch.bench.workload.goals import Kind
@@ -48,15 +30,7 @@ FIRST_SHARE = 0.5  # of the rate of one request after another: the first that is
 GAIN = 1.05  # of throughput at twice the concurrency: with less, and without a goal, the search ends
 
 
-def run_sweep(
-    target: TargetOptions,
-    dataset: DatasetOptions,
-    wanted: RequestOptions,
-    load: LoadOptions,
-    goal: GoalOptions,
-    report: ReportOptions,
-    sweep: SweepOptions,
-) -> int:
+def run_sweep(flags: Flags) -> int:
     """Measure every load, print tables and what they come to, and keep the results.
 
     However it ends, what was measured by then is printed and kept. A run that is far too much for the servers ends at
@@ -68,11 +42,10 @@ def run_sweep(
         SetupError: a server doesn't start, has ended or can't be measured, or a file can't be written.
         KeyboardInterrupt: Ctrl-C.
     """
-    flags = Flags(target=target, dataset=dataset, wanted=wanted, load=load, goal=goal, report=report, sweep=sweep)
-    check_output_file(report)
-    axes, variants, command = read_axes(flags), read_variants(sweep), read_command(flags)
-    items = build(dataset, wanted)
-    if sweep.concurrencies and any(item.timestamp is not None for item in items):
+    check_output_file(flags.report)
+    axes, variants, command = read_axes(flags), read_variants(flags.sweep), read_command(flags)
+    items = build(flags.dataset, flags.wanted)
+    if flags.sweep.concurrencies and any(item.timestamp is not None for item in items):
         raise OptionError("--concurrencies has each request sent as soon as it may be, and the trace says when")
     driver = Driver(flags, items)
     try:
@@ -94,7 +67,7 @@ class Driver:
         self.result = SweepResult(
             created=now(),
             environment=environment(PACKAGES),
-            options=public_options(flags),
+            options=flags.told(),
             slo_attainment=flags.sweep.slo_attainment,
         )
         self._flags = flags
@@ -113,7 +86,7 @@ class Driver:
 
     def measure(self, axis: Axis, variant: Variant) -> None:
         """Measure the loads of an axis, or search for the one at which the servers tip over."""
-        if self._flags.goal.slo == 0:
+        if self._flags.goal.is_relative:
             self._idle_seconds()  # first of all
         series = Series(name=variant.name, unit=axis.unit)
         self.result.series.append(series)
@@ -174,7 +147,8 @@ class Driver:
             folder = Path(report.save_outputs) / _slug(series.name) / f"{series.unit}-{load:g}"
             report = replace(report, save_outputs=str(folder))
         dataset = replace(flags.dataset, num_prompts=count)
-        return await measure(self._target, dataset, flags.wanted, wanted_load, flags.goal, report, self._idle)
+        options = replace(flags, target=self._target, dataset=dataset, load=wanted_load, report=report)
+        return await measure(options, self._idle)
 
     def _point(self, series: Series, load: float, result: Result) -> SweepPoint:
         summary = result.summary
@@ -197,24 +171,23 @@ class Driver:
     def tell(self) -> None:
         """Print what there is, and draw it if a file is wanted."""
         show(self.result)
-        runs = runs_by_unit(self.result)
-        if not (runs and self._flags.report.output_file):
+        drawn = series_by_unit(self.result)
+        if not (drawn and self._flags.report.output_file):
             return
-        from stepbatch.bench.report.plots import draw_sweep  # here, for it takes a second to import
+        from stepbatch.bench.sweep.picture import draw_sweep  # here, for it takes a second to import
 
         path = Path(self._flags.report.output_file)
         print(path)
-        for unit, drawn in runs.items():
-            picture = path.with_suffix(".png") if len(runs) == 1 else path.with_name(f"{path.stem}-{unit}.png")
-            draw_sweep(drawn, picture)
+        for unit, all_series in drawn.items():
+            picture = path.with_suffix(".png") if len(drawn) == 1 else path.with_name(f"{path.stem}-{unit}.png")
+            draw_sweep(all_series, picture)
             print(picture)
 
 
 async def _idle(items: Sequence[WorkItem], target: TargetOptions) -> dict[Kind, float]:
     """Seconds that a request of each kind takes on servers that do nothing else."""
-    await wait_ready(target)
-    model = target.model or model_name((await ask_servers(target))[0])
-    return await idle_latencies(items, target, model)
+    servers = await meet_servers(target)
+    return await idle_latencies(items, target, servers[0]["model"])
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def tipping(points: Sequence[SweepPoint]) -> SweepPoint | None:
     ``None`` if it didn't take the lowest.
     """
     highest = None
-    for point in _by_load(points):
+    for point in by_load(points):
         if not point.good:
             break
         highest = point
@@ -74,7 +74,7 @@ def tipping(points: Sequence[SweepPoint]) -> SweepPoint | None:
 
 def tipped(points: Sequence[SweepPoint]) -> SweepPoint | None:
     """The lowest load that was too much; ``None`` if none was."""
-    return next((point for point in _by_load(points) if not point.good), None)
+    return next((point for point in by_load(points) if not point.good), None)
 
 
 def knee(points: Sequence[SweepPoint]) -> SweepPoint | None:
@@ -83,7 +83,7 @@ def knee(points: Sequence[SweepPoint]) -> SweepPoint | None:
     ``None`` if throughput may still grow beyond what was measured: nothing shows that it doesn't where no load was
     clearly higher, and the server kept up with all of them.
     """
-    ordered = _by_load(points)
+    ordered = by_load(points)
     best = max((point.summary.throughput_qps for point in ordered), default=0.0)
     if best <= 0:
         return None
@@ -92,7 +92,7 @@ def knee(points: Sequence[SweepPoint]) -> SweepPoint | None:
     return at if saturated or ordered[-1].load >= CLEARLY_HIGHER * at.load else None
 
 
-def _by_load(points: Sequence[SweepPoint]) -> list[SweepPoint]:
+def by_load(points: Sequence[SweepPoint]) -> list[SweepPoint]:
     """From the lowest load to the highest; of several at one load, those that were too much come first."""
     assert len({point.unit for point in points}) <= 1
     return sorted(points, key=lambda point: (point.load, point.good))

@@ -48,7 +48,7 @@ def _goal(item: WorkItem, goal: GoalOptions, idle: Mapping[Kind, float]) -> floa
         return item.slo_ms / 1000
     if goal.slo is None:
         return None
-    if goal.slo > 0:
+    if not goal.is_relative:
         return goal.slo
     seconds = idle.get(kind(item)) or _scaled(item, idle)
     return None if seconds is None else goal.slo_scale * seconds
