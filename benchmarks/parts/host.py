@@ -56,7 +56,7 @@ def _bare_group(model: Model, requests: Sequence[GenerationRequest], embeddings:
     starts = [model.start(request, request.seed or 0, []) for request in requests]
     counts = [len(start.latents) for start in starts]
     latents = torch.cat([start.latents for start in starts])
-    sigmas = torch.stack([start.sigmas for start in starts])  # [J, steps + 1]
+    sigmas = torch.stack([start.schedule.sigmas for start in starts])  # [J, steps + 1]
     rows = torch.arange(len(requests)).repeat_interleave(torch.tensor(counts))
     scale = torch.tensor([model.scale(request) for request in requests])[rows, None]
     sequences, at = [], 0
@@ -69,9 +69,10 @@ def _bare_group(model: Model, requests: Sequence[GenerationRequest], embeddings:
     for step in range(sigmas.shape[1] - 1):
         parts = torch.split(model.denoise(layout, latents, sigmas[:, step]), twice)
         velocity = model.guide(torch.cat(parts[::2]), torch.cat(parts[1::2]), scale)
-        latents = euler_step(latents, velocity, sigmas[rows, step, None], sigmas[rows, step + 1, None])
+        change = sigmas[rows, step + 1, None] - sigmas[rows, step, None]
+        latents = euler_step(latents, velocity, change)
     return [
-        model.decode(part, *request.size).mul(255).round().to(torch.uint8).numpy().tobytes()
+        model.decode(part, request).mul(255).round().to(torch.uint8).numpy().tobytes()
         for request, part in zip(requests, torch.split(latents, counts), strict=True)
     ]
 

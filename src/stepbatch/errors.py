@@ -12,16 +12,20 @@
         ├── UnknownParameter        400 unknown_parameter
         ├── InvalidJSON             400 invalid_json
         ├── InvalidForm             400 invalid_form
+        ├── ContentRejected         400 content_policy_violation
         ├── NotFound                404 not_found
         ├── ModelNotFound           404 model_not_found
         ├── MethodNotAllowed        405 method_not_allowed
         ├── PayloadTooLarge         413 payload_too_large
+        ├── InvalidRange            416 invalid_range
         ├── RequestCancelled        499 request_cancelled
         ├── GenerationFailed        500 generation_failed
         ├── InvalidModelOutput      500 invalid_model_output
         ├── InternalError           500 internal_error
         ├── EngineUnavailable       503 engine_unavailable
-        └── EngineDied              503 engine_died
+        ├── EngineDied              503 engine_died
+        ├── ServerDied              503 server_died
+        └── StorageFull             507 storage_full
 """
 
 from __future__ import annotations
@@ -91,6 +95,12 @@ class InvalidForm(RequestError):
     code = "invalid_form"
 
 
+class ContentRejected(RequestError):
+    """The model's own safety checker holds back what was drawn."""
+
+    code = "content_policy_violation"
+
+
 class NotFound(RequestError):
     """No such route or file."""
 
@@ -117,6 +127,13 @@ class PayloadTooLarge(RequestError):
 
     status = 413
     code = "payload_too_large"
+
+
+class InvalidRange(RequestError):
+    """The part of a file that is asked for isn't there."""
+
+    status = 416
+    code = "invalid_range"
 
 
 class RequestCancelled(RequestError):
@@ -170,6 +187,24 @@ class EngineDied(RequestError):
     should_retry = False
 
 
+class ServerDied(RequestError):
+    """The server ended, without a word, before a video was made."""
+
+    status = 503
+    code = "server_died"
+    type = "server_error"
+    should_retry = False
+
+
+class StorageFull(RequestError):
+    """There is no room for a video or its record."""
+
+    status = 507
+    code = "storage_full"
+    type = "server_error"
+    should_retry = False
+
+
 REQUEST_ERRORS: dict[str, type[RequestError]] = {
     cls.code: cls
     for cls in (
@@ -178,15 +213,19 @@ REQUEST_ERRORS: dict[str, type[RequestError]] = {
         UnknownParameter,
         InvalidJSON,
         InvalidForm,
+        ContentRejected,
         NotFound,
         ModelNotFound,
         MethodNotAllowed,
         PayloadTooLarge,
+        InvalidRange,
         RequestCancelled,
         GenerationFailed,
         InvalidModelOutput,
         InternalError,
         EngineUnavailable,
         EngineDied,
+        ServerDied,
+        StorageFull,
     )
 }

@@ -40,7 +40,8 @@ class GenerationRequest:
     ``images`` alone are what an editing model's prompt speaks of. With ``strength``, from 0 to 1, an image is where
     denoising starts, and less of the steps are taken (image-to-image); with ``mask`` only what is 255 there changes
     (inpainting). A model that makes videos of ``num_frames`` pictures, ``fps`` a second, begins them with an image.
-    ``guidance_scale_2`` is for the second transformer of models that have two, the one for the last, less noisy steps.
+    ``guidance_scale_2`` is for the second transformer of models that have two, the one for the last, less noisy steps;
+    a request that gives ``guidance_scale`` alone has that for both.
 
     Raises:
         InvalidValue: a field has the wrong type or is out of range; ``param`` names it.
@@ -130,7 +131,8 @@ class GenerationRequest:
 
     def without_effect(self, info: ModelInfo) -> list[str]:
         """Fields of a resolved request that the others leave without effect."""
-        return [] if self.guided(info) or self.negative_prompt is None else ["negative_prompt"]
+        names = ("negative_prompt", "guidance_scale_2")
+        return [] if self.guided(info) else [name for name in names if getattr(self, name) is not None]
 
     def resolve(self, info: ModelInfo) -> GenerationRequest:
         """The same request with every default of the model filled in and its limits checked.
@@ -161,7 +163,7 @@ class GenerationRequest:
             num_frames=default("num_frames"),
             fps=default("fps"),
             guidance_scale=default("guidance_scale"),
-            guidance_scale_2=default("guidance_scale_2"),
+            guidance_scale_2=default("guidance_scale_2") if self.guidance_scale is None else self.guidance_scale_2,
             true_cfg_scale=default("true_cfg_scale"),
             negative_prompt=negative,
             max_sequence_length=default("max_sequence_length"),
@@ -221,7 +223,8 @@ def _check_task(request: GenerationRequest, info: ModelInfo) -> None:
         return
     given = next((name for name in ("mask", "strength") if getattr(request, name) is not None), None)
     limit = 1 if given else info.max_images
-    for name, task in (("mask", "inpainting"), ("strength", "image-to-image")):
+    of_strength = "image-to-image" if request.mask is None else "inpainting"
+    for name, task in (("mask", "inpainting"), ("strength", of_strength)):
         if getattr(request, name) is not None and task not in info.tasks:
             able = f"this model can do {', '.join(info.tasks)}"
             raise InvalidValue(f"{name} has no effect on this model: {able}", name)

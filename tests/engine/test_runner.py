@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.models import tiny_wan
 from tests.models.parity import disc, picture
 from tests.recording import RecordingRunner, make_engine, run
 
@@ -17,6 +18,7 @@ from stepbatch.engine.engine import Engine
 from stepbatch.engine.messages import Failure, FromEngine, Output, Submit
 from stepbatch.engine.runner import TorchRunner
 from stepbatch.image import InputImage
+from stepbatch.models import load_model
 from stepbatch.models.base import Embedding, Prompt
 from stepbatch.models.latents import Posterior
 from stepbatch.request import GenerationRequest
@@ -47,6 +49,12 @@ from_images = st.builds(
 requests = requests | from_images
 
 
+@pytest.fixture(scope="module")
+def wan_runner(tmp_path_factory: pytest.TempPathFactory) -> TorchRunner:
+    path = tiny_wan.wan(tmp_path_factory.mktemp("wan") / "two", networks=2)
+    return TorchRunner(load_model(EngineConfig(model=ModelConfig(model_path=str(path)))))
+
+
 @dataclass(frozen=True)
 class Visit:
     """A request that joins before a step and may be cancelled before a later one."""
@@ -56,10 +64,22 @@ class Visit:
     cancel: int | None
 
 
-visits = st.lists(
-    st.builds(Visit, requests, st.integers(0, 5), st.one_of(st.none(), st.none(), st.integers(0, 8))),
-    min_size=1,
-    max_size=6,
+def visits_of(requests: st.SearchStrategy[GenerationRequest]) -> st.SearchStrategy[list[Visit]]:
+    leaves = st.one_of(st.none(), st.none(), st.integers(0, 8))
+    return st.lists(st.builds(Visit, requests, st.integers(0, 5), leaves), min_size=1, max_size=6)
+
+
+videos = st.builds(
+    GenerationRequest,
+    prompt=st.sampled_from(["w1", "w2 w3"]),
+    num_frames=st.sampled_from([1, 5]),
+    width=st.sampled_from([32, 48]),
+    height=st.just(32),
+    num_inference_steps=st.integers(1, 5),
+    guidance_scale=st.sampled_from([1.0, 4.0]),
+    flow_shift=st.sampled_from([None, 1.0]),
+    max_sequence_length=st.sampled_from([8, 16]),
+    seed=st.integers(0, 1),
 )
 limits = st.builds(
     BatchingConfig, dynamic_batch_max_size=st.integers(1, 8), max_batch_tokens=st.sampled_from([100, 400, 10_000])
@@ -68,10 +88,23 @@ alone: dict[GenerationRequest, list[torch.Tensor]] = {}
 
 
 @settings(max_examples=40)
-@given(visits=visits, limits=limits)
+@given(visits=visits_of(requests), limits=limits)
 def test_batched_equals_alone(z_image_runner: TorchRunner, visits: list[Visit], limits: BatchingConfig) -> None:
     """Whatever the company, the limits, the joins and the cancels, a job's latents are those it has by itself."""
-    runner = RecordingRunner(z_image_runner.model)
+    hold(z_image_runner, visits, limits)
+
+
+@settings(max_examples=15)
+@given(visits=visits_of(videos), limits=limits)
+def test_batched_equals_alone_with_two_transformers(
+    wan_runner: TorchRunner, visits: list[Visit], limits: BatchingConfig
+) -> None:
+    """Likewise where jobs change from one to the other, and their solvers look back."""
+    hold(wan_runner, visits, limits)
+
+
+def hold(own: TorchRunner, visits: list[Visit], limits: BatchingConfig) -> None:
+    runner = RecordingRunner(own.model)
     engine = Engine(runner, EngineConfig(batching=limits))
     now = 0
     while now <= 8 or not engine.idle:
@@ -87,9 +120,31 @@ def test_batched_equals_alone(z_image_runner: TorchRunner, visits: list[Visit], 
         if visit.cancel is not None:
             continue
         if request not in alone:
-            alone[request] = run(make_engine(z_image_runner), [replace(request)])[0]
+            alone[request] = run(make_engine(own), [replace(request)])[0]
         for index, expected in enumerate(alone[request]):
             assert (runner.final[str(i), index] - expected).abs().max() < TOLERANCE
+
+
+def test_a_step_takes_a_forward_pass_of_each_transformer_that_is_needed(
+    wan_runner: TorchRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = wan_runner.model
+    passes: list[tuple[int, int]] = []  # transformer, jobs
+    denoise = model.denoise
+
+    def counting(layout: Any, latents: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        passes.append((layout.network, len(time)))
+        return denoise(layout, latents, time)
+
+    monkeypatch.setattr(model, "denoise", counting)
+    late = GenerationRequest(
+        prompt="w1", width=32, height=32, num_frames=1, guidance_scale=1.0, num_inference_steps=4, seed=1
+    )
+    never, early = replace(late, num_inference_steps=2), replace(late, flow_shift=1.0)
+    networks = [model.schedule(request.resolve(wan_runner.info)).networks for request in (late, never, early)]
+    assert networks == [(0, 0, 0, 1), (0, 0), (0, 0, 1, 1)]
+    make_engine(wan_runner).generate([late, never, early])
+    assert passes == [(0, 3), (0, 3), (0, 1), (1, 1), (1, 2)]
 
 
 def test_nan_in_one_jobs_latents_fails_that_job_alone(z_image_runner: TorchRunner) -> None:
@@ -208,6 +263,25 @@ def test_a_step_that_fails_at_its_end_can_be_tried_again(
 
     monkeypatch.setattr(runner_module, "_blend", failing)
     again = run(make_engine(z_image_runner), requests)
+    assert max((a[0] - b[0]).abs().max() for a, b in zip(again, expected, strict=True)) < TOLERANCE
+
+
+def test_a_step_that_fails_in_its_middle_can_be_tried_again(
+    wan_runner: TorchRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = GenerationRequest(prompt="w1", width=32, height=32, num_frames=5, num_inference_steps=5, seed=1)
+    requests = [first, replace(first, flow_shift=1.0, seed=2), replace(first, num_inference_steps=7, seed=3)]
+    expected = run(make_engine(wan_runner), requests)
+    step, calls = runner_module.solver_step, iter(range(1000))
+
+    def failing(*args: Any) -> Any:
+        if next(calls) in (1, 7, 13):
+            raise torch.OutOfMemoryError("as if")
+        return step(*args)
+
+    monkeypatch.setattr(runner_module, "solver_step", failing)
+    again = run(make_engine(wan_runner), requests)
+    assert next(calls) > 5 + 5 + 7 + 3
     assert max((a[0] - b[0]).abs().max() for a, b in zip(again, expected, strict=True)) < TOLERANCE
 
 

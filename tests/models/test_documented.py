@@ -15,6 +15,8 @@ SECTIONS = {  # the packaged configs, and where they are told of
     "FLUX.1-Kontext-dev": "FLUX.1",
     "Qwen-Image-2512": "Qwen-Image",
     "Qwen-Image-Edit-2511": "Qwen-Image",
+    "Wan2.1-T2V-1.3B-Diffusers": "Wan",
+    "Wan2.2-T2V-A14B-Diffusers": "Wan",
     "Z-Image": "Z-Image",
     "Z-Image-Turbo": "Z-Image",
 }

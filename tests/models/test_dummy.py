@@ -39,6 +39,8 @@ PROMPT = (
 MILLIONS = {  # parameters, as published
     "FLUX.1-dev": {"transformer": 11901, "text_encoder": 123, "text_encoder_2": 4762, "vae": 84},
     "Qwen-Image-2512": {"transformer": 20430, "text_encoder": 8292, "vae": 127},
+    "Wan2.1-T2V-1.3B-Diffusers": {"transformer": 1419, "text_encoder": 5681, "vae": 127},
+    "Wan2.2-T2V-A14B-Diffusers": {"transformer": 14288, "text_encoder": 5681, "vae": 127},
     "Z-Image-Turbo": {"transformer": 6155, "text_encoder": 4022, "vae": 84},
 }
 
@@ -84,7 +86,7 @@ def test_the_small_model_draws(folder: Path) -> None:
     engine = Engine(load_runner(config), config)
     info = engine.runner.info
     noise = Image.effect_noise((64, 64), 50).convert("RGB").tobytes()
-    images = () if "text-to-image" in info.tasks else (InputImage(64, 64, noise),)
+    images = () if {"text-to-image", "text-to-video"}.intersection(info.tasks) else (InputImage(64, 64, noise),)
     output = engine.generate([GenerationRequest(prompt=PROMPT, images=images, num_inference_steps=2, seed=1)])[0][0]
     assert (info.id, output.width, output.height) == (folder.name, 256, 256)
     assert len(set(output.pixels)) > 10
@@ -134,6 +136,7 @@ def test_what_the_variants_differ_in() -> None:
 
     assert config("Qwen-Image-Edit-2511") == config("Qwen-Image-Edit-2509") | {"zero_cond_t": True}
     assert config("FLUX.1-schnell") == config("FLUX.1-dev") | {"guidance_embeds": False}
+    assert config("Wan2.2-T2V-A14B-Diffusers") == config("Wan2.1-T2V-1.3B-Diffusers")  # where both are small
 
 
 def test_buffers_are_real_and_stay_precise() -> None:

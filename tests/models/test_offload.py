@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import QwenImageEditPlusPipeline
 from diffusers.hooks import group_offloading
-from tests.models import tiny_flux, tiny_qwen
+from tests.models import tiny_flux, tiny_qwen, tiny_wan
 from tests.models.parity import disc, picture
 from tests.recording import RecordingRunner, make_engine, run
 from torch import nn
@@ -21,6 +21,7 @@ from stepbatch.engine.engine import Engine
 from stepbatch.engine.runner import TorchRunner
 from stepbatch.models import load_model, loading
 from stepbatch.models.offload import FLAGS, offload_blocks, offload_part, possible_offload
+from stepbatch.models.wan import Wan
 from stepbatch.models.z_image import Transformer
 
 EVERYTHING = MemoryConfig(dit_layerwise_offload=True, text_encoder_cpu_offload=True, vae_cpu_offload=True)
@@ -146,6 +147,19 @@ def test_every_family_keeps_to_what_is_brought(tmp_path: Path, groups: list[Grou
         requests.append(GenerationRequest(prompt="w1", **given))
     assert_same(draw(load(path, EVERYTHING), requests), draw(plain, requests))
     assert len(groups) > 50
+
+
+def test_both_transformers_keep_to_what_is_brought(tmp_path: Path, groups: list[Group]) -> None:
+    path = tiny_wan.wan(tmp_path, networks=2)
+    given: dict[str, Any] = {"width": 32, "height": 32, "seed": 1}
+    requests = [
+        GenerationRequest(prompt=LONG, num_frames=5, num_inference_steps=4, **given),
+        GenerationRequest(prompt="w1", num_frames=1, num_inference_steps=6, **given),
+    ]
+    expected, offloaded = draw(load(path, MemoryConfig()), requests), load(path, EVERYTHING)
+    assert_same(draw(offloaded, requests), expected)
+    assert isinstance(offloaded.model, Wan)
+    assert all(min(crossings(groups, transformer.blocks)) > 0 for transformer in offloaded.model.transformers)
 
 
 def test_two_blocks_are_there_at_most(z_image_path: Path, groups: list[Group]) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from stepbatch.config import EngineConfig
 from stepbatch.engine.engine import Runner
 from stepbatch.engine.runner import TorchRunner
+from stepbatch.errors import NotNative
 from stepbatch.models import load_model
+from stepbatch.models.checkpoint import find_checkpoint
 from stepbatch.testing import FakeRunner
+
+log = logging.getLogger(__name__)
 
 
 def load_runner(config: EngineConfig) -> Runner:
@@ -21,4 +27,26 @@ def load_runner(config: EngineConfig) -> Runner:
         return FakeRunner(config.model)
     if config.model.num_threads:
         torch.set_num_threads(config.model.num_threads)
-    return TorchRunner(load_model(config), config.memory)
+    if config.model.backend == "diffusers":
+        return _pipeline_runner(config)
+    try:
+        return _native_runner(config)
+    except NotNative as error:
+        if config.model.backend == "native":
+            raise
+        log.warning("%s; diffusers runs its pipeline", error)
+    return _pipeline_runner(config)
+
+
+def _native_runner(config: EngineConfig) -> Runner:
+    runner = TorchRunner(load_model(config), config.memory)
+    if config.batching.dynamic_batch_delay_ms > 0:
+        log.warning("--dynamic-batch-delay-ms has no effect: a native model's requests join its next step")
+    return runner
+
+
+def _pipeline_runner(config: EngineConfig) -> Runner:
+    from stepbatch.engine.pipeline_runner import PipelineRunner  # here, because it brings in dozens of pipelines
+    from stepbatch.models.pipeline import Pipeline
+
+    return PipelineRunner(Pipeline(config, find_checkpoint(config.model)))

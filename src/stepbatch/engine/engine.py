@@ -140,7 +140,7 @@ class Engine:
         return 0.0
 
     def heartbeat(self) -> None:
-        """Say that no step is under way, and what there is to do."""
+        """Say that the engine lives, and what there is to do."""
         self._tell_stats([], 0.0)
 
     def generate(self, requests: Iterable[GenerationRequest]) -> list[list[Output]]:
@@ -230,6 +230,7 @@ class Engine:
         left = [job for job in jobs if not job.ended]
         if not left:
             raise RequestCancelled("nobody waits for this call any more")
+        self.heartbeat()
         self._announce("denoise", left)
 
     def _decode(self, jobs: Sequence[Job], pictures: dict[tuple[str, int], bytes]) -> None:

@@ -1,13 +1,14 @@
-"""Packs jobs into one forward pass, applies guidance and the noise schedule, and unpacks."""
+"""Packs jobs into one forward pass of each transformer, applies guidance and the noise schedule, and unpacks."""
 
 from __future__ import annotations
 
 import resource
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from stepbatch.config import MemoryConfig
 from stepbatch.engine.cache import ByteCache
@@ -15,7 +16,7 @@ from stepbatch.engine.engine import Tick
 from stepbatch.errors import InvalidModelOutput, RequestError
 from stepbatch.models.base import Blend, Embedding, Model, PackedSequence, Prompt, Start
 from stepbatch.models.latents import Posterior
-from stepbatch.models.noise_schedule import euler_step
+from stepbatch.models.noise_schedule import NoiseSchedule, euler_step, solver_step
 from stepbatch.request import GenerationRequest, Job
 
 
@@ -27,6 +28,7 @@ class Denoising:
     lengths: list[int]  # of the sequences with these prompts, tokens
     start: Start
     latents: torch.Tensor  # fp32 [N, C]
+    schedule: NoiseSchedule  # with the state of its solver, where it has one
 
 
 @dataclass(eq=False)
@@ -49,16 +51,29 @@ class Blended:
 
 @dataclass(eq=False)
 class Batch:
-    """Jobs that step together, packed; kept from step to step while its members stay the same."""
+    """Jobs that step together by one transformer, packed; kept from step to step while its members stay the same."""
 
+    network: int
     jobs: tuple[tuple[str, int], ...]
+    states: list[Denoising]
+    slices: list[slice]  # each job's rows
     latents: torch.Tensor  # fp32 [R, C]; each job's ``Denoising.latents`` is a slice of it
     layout: Any  # the model's
+    times: torch.Tensor  # fp32 [J, most steps], what the transformer is told
     sigmas: torch.Tensor  # fp32 [J, most steps + 1]
+    changes: torch.Tensor  # fp32 [J, most steps], of sigma
     step: torch.Tensor  # [J, 1] how many steps each job has taken
     row_job: torch.Tensor  # [R]
     guided: Guided | None
     blended: Blended | None
+
+
+@dataclass(eq=False)
+class Taken:
+    """A step that a batch may take: nothing is changed yet."""
+
+    latents: torch.Tensor  # fp32 [R, C]
+    schedules: list[NoiseSchedule]  # of the jobs
 
 
 class TorchRunner:
@@ -76,7 +91,7 @@ class TorchRunner:
         room = (memory or MemoryConfig()).embedding_cache_mb * 2**20
         self._encoded: ByteCache[Embedding | Posterior] = ByteCache(int(room))
         self._states: dict[tuple[str, int], Denoising] = {}
-        self._batch: Batch | None = None
+        self._batches: list[Batch] = []
         self._last_step: torch.cuda.Event | None = None
 
     def check(self, request: GenerationRequest) -> None:
@@ -103,26 +118,17 @@ class TorchRunner:
                 images[job.request_id] = self._images(request)
             start = self.model.start(request, job.seed, images[job.request_id])
             lengths = [self.model.length(request, prompt) for prompt in own]
-            states[job.id] = Denoising([embeddings[prompt.key] for prompt in own], lengths, start, start.latents)
+            embedded = [embeddings[prompt.key] for prompt in own]
+            states[job.id] = Denoising(embedded, lengths, start, start.latents, start.schedule)
         self._states.update(states)
 
     @torch.inference_mode()
     def denoise(self, jobs: Sequence[Job], tick: Tick) -> None:
-        ordered = sorted(jobs, key=lambda job: job.tokens)  # equally long neighbours attend in one call
-        if self._batch is None or self._batch.jobs != tuple(job.id for job in ordered):
-            self._batch = self._pack(ordered)
-        batch = self._batch
-        sigma = batch.sigmas.gather(1, batch.step)
-        sigma_next = batch.sigmas.gather(1, batch.step + 1)
-        velocity = self.model.denoise(batch.layout, batch.latents, sigma[:, 0])
-        if batch.guided is not None:
-            velocity = self._guide(velocity.float(), batch.guided)
-        after = sigma_next[batch.row_job]
-        latents = euler_step(batch.latents, velocity, sigma[batch.row_job], after)
-        if batch.blended is not None:
-            _blend(latents, batch.blended, after)
-        batch.latents.copy_(latents)  # only now, when nothing can fail any more, so that a step can be tried again
-        batch.step += 1
+        batches = self._pack_anew(jobs)
+        predicted = [self._predict(batch) for batch in batches]
+        taken = [_take(batch, velocity) for batch, velocity in zip(batches, predicted, strict=True)]
+        for batch, step in zip(batches, taken, strict=True):
+            _keep(batch, step)  # only now, when nothing can fail any more, so that a step can be tried again
         self._stay_close()
 
     @torch.inference_mode()
@@ -131,8 +137,7 @@ class TorchRunner:
 
     def forget(self, job: Job) -> None:
         self._states.pop(job.id, None)
-        if self._batch is not None and job.id in self._batch.jobs:
-            self._batch = None
+        self._batches = [batch for batch in self._batches if job.id not in batch.jobs]
 
     def peak_memory_mb(self) -> float:
         if self.model.device.type == "cuda":
@@ -180,7 +185,26 @@ class TorchRunner:
             seen.append(known)
         return seen
 
-    def _pack(self, jobs: Sequence[Job]) -> Batch:
+    def _pack_anew(self, jobs: Sequence[Job]) -> list[Batch]:
+        """A batch for each transformer that the next steps of these jobs need; those are kept that are as they were."""
+        members: dict[int, list[Job]] = {}
+        for job in sorted(jobs, key=lambda job: job.tokens):  # equally long neighbours attend in one call
+            members.setdefault(self._states[job.id].schedule.networks[job.step], []).append(job)
+        wanted = {(network, tuple(job.id for job in of)): of for network, of in members.items()}
+        known = {(batch.network, batch.jobs): batch for batch in self._batches}
+        self._batches = [batch for key, batch in known.items() if key in wanted]
+        for key, of in wanted.items():
+            if key not in known:
+                self._batches.append(self._pack(of, key[0]))
+        return self._batches
+
+    def _predict(self, batch: Batch) -> torch.Tensor:
+        """The velocity of each row of the latents, guided."""
+        time = batch.times.gather(1, batch.step)[:, 0]
+        velocity = self.model.denoise(batch.layout, batch.latents, time)
+        return velocity if batch.guided is None else self._guide(velocity.float(), batch.guided)
+
+    def _pack(self, jobs: Sequence[Job], network: int) -> Batch:
         states = [self._states[job.id] for job in jobs]
         counts = [len(state.latents) for state in states]
         latents = torch.cat([state.latents for state in states])
@@ -189,32 +213,44 @@ class TorchRunner:
             slices.append(slice(at, at + count))
             state.latents = latents[slices[-1]]
             at += count
-        sequences = self._sequences(jobs, states, slices)
+        sequences = self._sequences(jobs, states, slices, network)
         device = latents.device
+        schedules = [state.schedule for state in states]
+        sigmas = pad_sequence([schedule.sigmas for schedule in schedules], batch_first=True)
         return Batch(
+            network=network,
             jobs=tuple(job.id for job in jobs),
+            states=states,
+            slices=slices,
             latents=latents,
             layout=self.model.layout(sequences),
-            sigmas=torch.nn.utils.rnn.pad_sequence([state.start.sigmas for state in states], batch_first=True),
+            times=pad_sequence([schedule.times for schedule in schedules], batch_first=True),
+            sigmas=sigmas,
+            changes=sigmas.diff(),
             step=torch.tensor([[job.step] for job in jobs], device=device),
             row_job=torch.arange(len(jobs)).repeat_interleave(torch.tensor(counts)).to(device),
-            guided=self._guided(jobs, sequences, slices, device),
+            guided=self._guided(jobs, sequences, slices, network, device),
             blended=_blended(states, slices, device),
         )
 
     def _sequences(
-        self, jobs: Sequence[Job], states: Sequence[Denoising], slices: Sequence[slice]
+        self, jobs: Sequence[Job], states: Sequence[Denoising], slices: Sequence[slice], network: int
     ) -> list[PackedSequence]:
         """Those of all jobs, sorted by length so that equal ones are neighbours."""
         keyed = []
         for i, (job, state) in enumerate(zip(jobs, states, strict=True)):
             for branch, (prompt, length) in enumerate(zip(state.prompts, state.lengths, strict=True)):
-                sequence = PackedSequence(i, branch, slices[i], job.request, prompt, state.start.references)
+                sequence = PackedSequence(i, branch, slices[i], job.request, prompt, state.start.references, network)
                 keyed.append((length, sequence))
         return [sequence for _, sequence in sorted(keyed, key=lambda pair: pair[0])]
 
     def _guided(
-        self, jobs: Sequence[Job], sequences: Sequence[PackedSequence], slices: Sequence[slice], device: torch.device
+        self,
+        jobs: Sequence[Job],
+        sequences: Sequence[PackedSequence],
+        slices: Sequence[slice],
+        network: int,
+        device: torch.device,
     ) -> Guided | None:
         if len(sequences) == len(jobs) and all(s.job == i for i, s in enumerate(sequences)):
             return None  # the prediction's rows are the latents' rows
@@ -226,7 +262,8 @@ class TorchRunner:
             at += count
         positive, negative = predicted
         empty = torch.empty(0, dtype=torch.long)
-        scales = [torch.full((len(rows), 1), self.model.scale(jobs[i].request)) for i, rows in negative.items()]
+        strengths = {i: self.model.scale(jobs[i].request, network) for i in negative}
+        scales = [torch.full((len(rows), 1), strengths[i]) for i, rows in negative.items()]
         return Guided(
             positive=torch.cat([positive[i] for i in range(len(jobs))]).to(device),
             rows=torch.cat([empty, *(torch.arange(slices[i].start, slices[i].stop) for i in negative)]).to(device),
@@ -247,10 +284,39 @@ class TorchRunner:
         latents = self._states[job.id].latents
         picture = self.model.decode(latents, job.request)
         finite = torch.isfinite(latents).all() & torch.isfinite(picture).all()
-        pixels = picture.mul(255).round().to(torch.uint8).cpu()
+        pixels = picture.mul_(255).round_().to(torch.uint8, memory_format=torch.contiguous_format).cpu()
         if not finite:
             return InvalidModelOutput("the model made values that are not finite")
         return pixels.numpy().tobytes()
+
+
+def _take(batch: Batch, velocity: torch.Tensor) -> Taken:
+    """The step of each job along its noise schedule."""
+    schedules = [state.schedule for state in batch.states]
+    if schedules[0].solver is not None:
+        return _take_each(batch, velocity)
+    latents = euler_step(batch.latents, velocity, batch.changes.gather(1, batch.step)[batch.row_job])
+    if batch.blended is not None:
+        _blend(latents, batch.blended, batch.sigmas.gather(1, batch.step + 1)[batch.row_job])
+    return Taken(latents, schedules)
+
+
+def _take_each(batch: Batch, velocity: torch.Tensor) -> Taken:
+    """Likewise where steps look back at those before: job by job."""
+    latents, schedules = [], []
+    for state, rows in zip(batch.states, batch.slices, strict=True):
+        assert state.schedule.solver is not None
+        solver, after = solver_step(state.schedule.solver, batch.latents[rows], velocity[rows])
+        latents.append(after)
+        schedules.append(replace(state.schedule, solver=solver))
+    return Taken(torch.cat(latents), schedules)
+
+
+def _keep(batch: Batch, taken: Taken) -> None:
+    batch.latents.copy_(taken.latents)
+    batch.step += 1
+    for state, schedule in zip(batch.states, taken.schedules, strict=True):
+        state.schedule = schedule
 
 
 def _blended(states: Sequence[Denoising], slices: Sequence[slice], device: torch.device) -> Blended | None:

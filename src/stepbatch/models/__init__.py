@@ -14,6 +14,7 @@ from stepbatch.models.checkpoint import find_checkpoint, read_index
 from stepbatch.models.flux import Flux, FluxKontext
 from stepbatch.models.qwen_image import QwenImage
 from stepbatch.models.qwen_image_edit import QwenImageEdit, QwenImageEditPlus
+from stepbatch.models.wan import Wan
 from stepbatch.models.z_image import ZImage
 from stepbatch.request import GenerationRequest
 
@@ -27,6 +28,7 @@ NATIVE: dict[str, type[Model]] = {  # the pipeline's class in model_index.json
     "QwenImageImg2ImgPipeline": QwenImage,
     "QwenImageInpaintPipeline": QwenImage,
     "QwenImagePipeline": QwenImage,
+    "WanPipeline": Wan,
     "ZImageImg2ImgPipeline": ZImage,
     "ZImageInpaintPipeline": ZImage,
     "ZImagePipeline": ZImage,
@@ -55,8 +57,10 @@ def load_model(config: EngineConfig) -> Model:
 def _check_defaults(model: Model) -> None:
     """Raise ``OptionError`` if a request that says nothing could not be served."""
     info = model.info
-    images = () if "text-to-image" in info.tasks else (InputImage(64, 64, bytes(3 * 64 * 64)),)
-    values = {name: getattr(info.defaults, name) for name in ("guidance_scale", "true_cfg_scale", "negative_prompt")}
+    from_text = {"text-to-image", "text-to-video"}.intersection(info.tasks)
+    images = () if from_text else (InputImage(64, 64, bytes(3 * 64 * 64)),)
+    names = ("guidance_scale", "guidance_scale_2", "true_cfg_scale", "negative_prompt", "num_frames", "fps")
+    values = {name: getattr(info.defaults, name) for name in names}
     try:
         model.check(GenerationRequest(prompt="any", images=images, **values).resolve(info))
     except InvalidValue as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from torch import nn
 
 from stepbatch.config import EngineConfig
@@ -22,7 +22,7 @@ from stepbatch.errors import InvalidValue
 from stepbatch.image import InputImage
 from stepbatch.model_info import ModelInfo
 from stepbatch.models.latents import LatentSpace, Posterior
-from stepbatch.models.noise_schedule import flow_match_sigmas
+from stepbatch.models.noise_schedule import NoiseSchedule, flow_match_sigmas
 from stepbatch.request import GenerationRequest
 
 
@@ -31,7 +31,7 @@ class Prompt:
     """What the text encoders are given for one sequence."""
 
     ids: tuple[tuple[int, ...], ...]  # token ids, by encoder
-    length: int  # rows of the embedding: what it adds to its sequence
+    length: int  # rows that it adds to its sequence; none where the family cross-attends
     images: tuple[InputImage, ...] = ()  # that an encoder looks at
 
     @property
@@ -74,8 +74,8 @@ class Blend:
 class Start:
     """Where a job begins."""
 
-    latents: torch.Tensor  # fp32 [N, C], a row per token of the picture
-    sigmas: torch.Tensor  # fp32 [steps + 1]
+    latents: torch.Tensor  # fp32 [N, C], a row per token of the picture or video
+    schedule: NoiseSchedule
     references: tuple[Reference, ...] = ()
     blend: Blend | None = None
 
@@ -84,12 +84,13 @@ class Start:
 class PackedSequence:
     """One row of a forward pass: a job's picture with one prompt."""
 
-    job: int  # row of sigma
+    job: int  # row of the times
     branch: int  # which of the job's prompts: 0 its own, 1 the negative one
     latents: slice  # rows of the packed latents
     request: GenerationRequest
     prompt: Embedding
     references: tuple[Reference, ...] = ()
+    network: int = 0  # which of the model's transformers predicts; the same in all of a layout
 
 
 class Model(ABC):
@@ -98,7 +99,7 @@ class Model(ABC):
     info: ModelInfo
     device: torch.device
     space: LatentSpace
-    noise_scheduler: FlowMatchEulerDiscreteScheduler
+    noise_scheduler: FlowMatchEulerDiscreteScheduler | UniPCMultistepScheduler
     transformer: nn.Module
 
     @abstractmethod
@@ -117,24 +118,24 @@ class Model(ABC):
     def layout(self, sequences: Sequence[PackedSequence]) -> Any:
         """Indices, rotary embeddings and segments of a batch; made anew only when its members change."""
 
-    def denoise(self, layout: Any, latents: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        """Predict the velocity (noise minus data) of every sequence's picture in one forward pass.
+    def denoise(self, layout: Any, latents: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        """Predict the velocity (noise minus data) of every sequence's picture or video in one forward pass.
 
         Args:
             layout: What ``layout`` returned.
-            latents: fp32 ``[R, C]``, the pictures of all jobs end to end.
-            sigma: fp32 ``[J]``, each job's.
+            latents: fp32 ``[R, C]``, those of all jobs end to end.
+            time: fp32 ``[J]``, of ``NoiseSchedule.times``, each job's.
 
         Returns:
-            ``[R', C]``, the rows of each sequence's picture, in the order of the sequences.
+            ``[R', C]``, the denoised rows of each sequence, in the order of the sequences.
         """
-        velocity: torch.Tensor = self.transformer(latents, sigma, layout)
+        velocity: torch.Tensor = self.transformer(latents, time, layout)
         return velocity
 
-    def sigmas(self, request: GenerationRequest) -> torch.Tensor:
-        """The noise schedule of a request before ``strength`` shortens it, fp32 ``[steps + 1]``."""
+    def schedule(self, request: GenerationRequest) -> NoiseSchedule:
+        """The noise schedule of a request before ``strength`` shortens it."""
         rows, columns = self.space.grid(*request.size)
-        return flow_match_sigmas(self.noise_scheduler, request, rows * columns)
+        return NoiseSchedule.of(flow_match_sigmas(self.noise_scheduler, request, rows * columns))
 
     def check(self, request: GenerationRequest) -> None:
         """Raise ``InvalidValue`` for a resolved request that can't be served, an over-long prompt for one."""
@@ -144,7 +145,7 @@ class Model(ABC):
             length = self.prompt_tokens(prompt)
             if length > limit:
                 raise InvalidValue(f"{name} has {length} tokens and at most {limit} are allowed", name)
-        self.sigmas(request)
+        self.schedule(request)
 
     def prompts(self, request: GenerationRequest) -> list[Prompt]:
         """The prompts of the request's sequences: its own, then, where it is guided, the negative one."""
@@ -157,9 +158,10 @@ class Model(ABC):
 
     def length(self, request: GenerationRequest, prompt: Prompt) -> int:
         """How many tokens the sequence with this prompt has."""
-        sizes = [request.size, *(self.image_sizes(request) if is_edit(request) else [])]
-        grids = [self.space.grid(*size) for size in sizes]
-        return prompt.length + sum(rows * columns for rows, columns in grids)
+        rows, columns = self.space.grid(*request.size)
+        references = [self.space.grid(*size) for size in (self.image_sizes(request) if is_edit(request) else [])]
+        own = self.space.latent_frames(request.frames) * rows * columns
+        return prompt.length + own + sum(rows * columns for rows, columns in references)
 
     def image_sizes(self, request: GenerationRequest) -> list[tuple[int, int]]:
         """Width and height that each of the request's images is brought to for the VAE."""
@@ -172,24 +174,25 @@ class Model(ABC):
     def start(self, request: GenerationRequest, seed: int, images: Sequence[Posterior]) -> Start:
         """A job's noise and noise schedule; and, of its images, where it starts or what it refers to."""
         generator = torch.Generator("cpu").manual_seed(seed)
-        sigmas = self.sigmas(request)[request.first_step :].to(self.device)
+        schedule = self.schedule(request).begin(request.first_step, self.device)
         if request.strength is None:
-            noise = self.space.noise(*request.size, generator).to(self.device)
+            noise = self.space.noise(*request.size, generator, request.frames).to(self.device)
             sizes = self.image_sizes(request)
             references = [Reference(self.space.rows(i.mean), *size) for i, size in zip(images, sizes, strict=True)]
-            return Start(noise, sigmas, tuple(references))
+            return Start(noise, schedule, tuple(references))
         image = self.space.rows(images[0].sample(generator))
         noise = self.space.noise(*request.size, generator).to(self.device)
-        latents = sigmas[0] * noise + (1 - sigmas[0]) * image
+        level = schedule.sigmas[0]
+        latents = level * noise + (1 - level) * image
         blend = None if request.mask is None else Blend(image, noise, self.space.mask(request.mask, *request.size))
-        return Start(latents, sigmas, blend=blend)
+        return Start(latents, schedule, blend=blend)
 
     def guide(self, positive: torch.Tensor, negative: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Classifier-free guidance: ``[R, C]``, ``[R, C]`` and each row's ``[R, 1]``, all fp32, to ``[R, C]``."""
         return negative + scale * (positive - negative)
 
-    def scale(self, request: GenerationRequest) -> float:
-        """The strength that ``guide`` gets for this request."""
+    def scale(self, request: GenerationRequest, network: int = 0) -> float:
+        """The strength that ``guide`` gets for this request where this transformer predicts."""
         value: float = getattr(request, self.info.guidance.field)
         return value
 
@@ -198,7 +201,8 @@ class Model(ABC):
 
         Of a video there are ``[F, H, W, 3]``.
         """
-        return self.space.decode(latents, *request.size)
+        frames = self.space.decode(latents, *request.size, request.frames)
+        return frames if self.info.makes_videos else frames[0]
 
 
 def is_edit(request: GenerationRequest) -> bool:

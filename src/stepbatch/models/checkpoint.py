@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from stepbatch.models.weights import read_json
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 CONFIGS = ("*.json", "*.txt", "*.model", "*.jinja")  # what is fetched of each part of a repository
 WEIGHTS = ("*.safetensors",)
+WEIGHTLESS = re.compile(r"(Processor|FeatureExtractor|Scheduler)(Fast|Pil)?$")  # classes of parts, beside tokenizers
 VARIANTS = ["*.fp16.*", "*.bf16.*", "*.fp8.*"]  # the same weights again, and not fetched
 
 
@@ -83,18 +85,18 @@ def read_index(folder: Path, weights: bool = True) -> dict[str, Any]:
         raise CheckpointError(f"{folder / 'model_index.json'} names no pipeline")
     for name, value in index.items():
         if weights and isinstance(value, list) and value != [None, None]:
-            _check_part(folder / name)
+            _check_part(folder / name, str(value[-1]))
     return index
 
 
-def _check_part(part: Path) -> None:
+def _check_part(part: Path, kind: str) -> None:
     files = sorted(p.name for p in part.iterdir()) if part.is_dir() else []
     if not any(f.endswith(".json") for f in files):
         raise CheckpointError(f"{part.parent} is incomplete: {part.name} is missing")
     weights = [f for f in files if f.endswith(".safetensors")]
     if not weights and any(f.endswith(PICKLED) for f in files):
         raise CheckpointError(f"{part} holds pickled weights, which could run code; only safetensors are loaded")
-    if not weights and part.name not in ("scheduler", "tokenizer", "tokenizer_2", "processor"):
+    if not weights and "tokenizer" not in part.name and not WEIGHTLESS.search(kind):
         raise CheckpointError(f"{part.parent} is incomplete: {part.name} has no weights")
     for file in files:
         if file.endswith(".safetensors.index.json"):

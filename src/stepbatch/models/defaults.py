@@ -29,6 +29,7 @@ class Settings(Defaults, frozen=True, kw_only=True, forbid_unknown_fields=True):
     strength: Annotated[float, Meta(gt=0, le=1)] = 0.6
     min_side: Pixels = 1
     max_side: Pixels = 2048
+    max_frames: Annotated[int, Meta(ge=1)] | None = None  # without it, what the architecture reaches
     reference_area: Area = 1024 * 1024  # what an editing model's references are brought to for the VAE, pixels
     prompt_image_area: Area = 384 * 384  # likewise, for a text encoder that sees them
 

@@ -16,7 +16,7 @@ import torch
 import transformers
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5EncoderModel
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5EncoderModel, UMT5EncoderModel
 
 from stepbatch.errors import CheckpointError
 from stepbatch.models.stand_in import clip_tokenizer, qwen_tokenizer, t5_tokenizer
@@ -31,7 +31,16 @@ TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
     "Qwen2Tokenizer": qwen_tokenizer,
     "T5Tokenizer": t5_tokenizer,
 }
-LEFT_OUT = (None, "Qwen2VLProcessor")  # it wants torchvision; its parts are loaded where they are needed
+LEFT_OUT = (
+    None,
+    "Qwen2VLProcessor",  # it wants torchvision; its parts are loaded where they are needed
+    "StableDiffusionSafetyChecker",  # with random weights it would reject anything
+)
+SIZED_BY_ANOTHER = (
+    "UNet2DConditionModel",
+    "UNet2DModel",
+    "UNetSpatioTemporalConditionModel",
+)  # other names, other rules
 
 SMALL: dict[str, Any] = {  # by name, wherever in a config it stands; the parts fit each other
     # transformers: two heads of 32
@@ -41,6 +50,8 @@ SMALL: dict[str, Any] = {  # by name, wherever in a config it stands; the parts 
     "attention_head_dim": 32,
     "axes_dims_rope": [8, 12, 12],
     "joint_attention_dim": 32,
+    "text_dim": 32,
+    "ffn_dim": 128,
     "pooled_projection_dim": 32,
     "n_layers": 2,
     "n_refiner_layers": 1,
@@ -84,9 +95,14 @@ def packaged_config(path: str) -> Path | None:
 
 
 def dummy_components(
-    folder: Path, device: torch.device, dtype: torch.dtype, small: bool, drawn_on: torch.device | None = None
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    small: bool,
+    drawn_on: torch.device | None = None,
+    left_out: tuple[str, ...] = ("transformer",),
 ) -> dict[str, Any]:
-    """All parts that the configs in ``folder`` name but the transformer, as its pipeline's class takes them.
+    """All parts that the configs in ``folder`` name but those left out, as its pipeline's class takes them.
 
     Tokenizers are the folder's own where it has them, else stand-ins. Parts that are optional, and a processor of
     pictures, are ``None``.
@@ -98,22 +114,22 @@ def dummy_components(
     Raises:
         CheckpointError: a config is missing, or names a part that can't be made.
     """
-    parts = {name: kind for name, kind in _classes(folder).items() if name != "transformer"}
+    parts = {name: kind for name, kind in _classes(folder).items() if name not in left_out}
     return {
         name: _component(folder / name, kind, device, dtype, seed, small, drawn_on)
         for seed, (name, kind) in enumerate(sorted(parts.items()))
     }
 
 
-def transformer_config(folder: Path, small: bool) -> dict[str, Any]:
-    """What diffusers' transformer is made with: the config in ``folder``, and defaults where it is silent.
+def transformer_config(folder: Path, small: bool, part: str = "transformer") -> dict[str, Any]:
+    """What diffusers' transformer is made with: the part's config in ``folder``, and defaults where it is silent.
 
     Raises:
         CheckpointError: the config is missing, or diffusers has no such transformer.
     """
-    library, kind = _classes(folder).get("transformer", (None, None))
-    cls = _class(folder / "transformer", library, kind)
-    return _arguments(cls, read_config(folder / "transformer"), small)
+    library, kind = _classes(folder).get(part, (None, None))
+    cls = _class(folder / part, library, kind)
+    return _arguments(cls, read_config(folder / part), small)
 
 
 def dummy_module(
@@ -130,7 +146,7 @@ def dummy_module(
     with init_empty_weights(include_buffers=False):
         module = build().eval()
     _check_room(module, device, dtype)
-    if isinstance(module, T5EncoderModel):
+    if isinstance(module, T5EncoderModel | UMT5EncoderModel):
         module.tie_weights()
     made: dict[int, nn.Parameter] = {}
     for part in module.modules():
@@ -212,6 +228,10 @@ def _component(
     if "tokenizer" in folder.name:
         return _tokenizer(folder, kind)
     cls = _class(folder, library, kind)
+    if small and kind in SIZED_BY_ANOTHER:
+        raise CheckpointError(f"there is no small {kind}: --dummy-size small makes transformers")
+    if (folder / "preprocessor_config.json").exists():
+        return cls.from_pretrained(folder, local_files_only=True)
     if (folder / "scheduler_config.json").exists():
         return cls.from_config(read_json(folder / "scheduler_config.json"))
     values = read_config(folder)

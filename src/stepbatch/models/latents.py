@@ -1,4 +1,4 @@
-"""Between pictures and rows of latents: the VAE with its scaling, and how latent pixels make up tokens."""
+"""Between pictures or videos and rows of latents: the VAE with its scaling, and how latent pixels make up tokens."""
 
 from __future__ import annotations
 
@@ -39,14 +39,16 @@ class LatentSpace:
         pixel: Sides of a latent pixel, in pixels.
         channels_first: Whether a token's numbers are ordered (channel, row, column), else (row, column, channel).
         device: Where the VAE computes, wherever its weights are.
+        frame: How many frames a latent frame stands for; the first stands for one.
     """
 
-    def __init__(self, vae: Any, pixel: int, channels_first: bool, device: torch.device) -> None:
+    def __init__(self, vae: Any, pixel: int, channels_first: bool, device: torch.device, frame: int = 1) -> None:
         self.vae = vae
         self.pixel = pixel
         self.token = PATCH * pixel  # sides of a token, pixels
         self.channels_first = channels_first
         self.device = device
+        self.frame = frame
         config = vae.config
         self.is_video = "z_dim" in config
         self.channels: int = config["z_dim"] if self.is_video else config["latent_channels"]
@@ -64,10 +66,15 @@ class LatentSpace:
         """Rows and columns of tokens of a picture of this size, pixels."""
         return height // self.token, width // self.token
 
-    def noise(self, width: int, height: int, generator: torch.Generator) -> torch.Tensor:
-        """Noise of a picture of this size, ``[N, C']``."""
+    def latent_frames(self, frames: int) -> int:
+        """How many latent frames there are of so many frames."""
+        return (frames - 1) // self.frame + 1
+
+    def noise(self, width: int, height: int, generator: torch.Generator, frames: int = 1) -> torch.Tensor:
+        """Noise of a picture or video of this size, ``[N, C']``."""
         rows, columns = self.grid(width, height)
-        return self.pack(torch.randn(self.channels, PATCH * rows, PATCH * columns, generator=generator))
+        shape = self.channels, self.latent_frames(frames), PATCH * rows, PATCH * columns
+        return torch.cat([self.pack(frame) for frame in torch.randn(shape, generator=generator).unbind(1)])
 
     def pack(self, latents: torch.Tensor) -> torch.Tensor:
         """``[C, h, w]`` to rows, ``[N, C']``."""
@@ -104,11 +111,12 @@ class LatentSpace:
         latents = F.interpolate(pixels, size=(height // self.pixel, width // self.pixel))[0]
         return self.pack(latents.repeat(self.channels, 1, 1)).to(self.device)
 
-    def decode(self, tokens: torch.Tensor, width: int, height: int) -> torch.Tensor:
-        """Rows ``[N, C']`` to a picture in fp32 ``[H, W, 3]``, 0 to 1."""
-        latents = self.unpack(tokens, width, height).to(self.vae.dtype)
-        latents = (latents / self._scale + self._shift).to(self.vae.dtype).unsqueeze(0)
-        picture: torch.Tensor = self.vae.decode(latents.unsqueeze(2) if self.is_video else latents, return_dict=False)[
-            0
-        ]
-        return (picture.view(3, height, width).float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0)
+    def decode(self, tokens: torch.Tensor, width: int, height: int, frames: int = 1) -> torch.Tensor:
+        """Rows ``[N, C']`` to pictures in fp32 ``[F, H, W, 3]``, 0 to 1."""
+        parts = tokens.chunk(self.latent_frames(frames))
+        latents = torch.stack([self.unpack(part, width, height) for part in parts], dim=1).to(self.vae.dtype)
+        latents = (latents / self._scale[:, None] + self._shift[:, None]).to(self.vae.dtype)  # [C, F', h, w]
+        given = latents.unsqueeze(0) if self.is_video else latents.transpose(0, 1)
+        decoded: torch.Tensor = self.vae.decode(given, return_dict=False)[0]  # [1, 3, F, H, W] or [1, 3, H, W]
+        pictures = decoded.view(3, frames, height, width).float()
+        return pictures.div_(2).add_(0.5).clamp_(0, 1).permute(1, 2, 3, 0)  # in place, as a video is large

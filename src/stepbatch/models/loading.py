@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import diffusers
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
@@ -21,12 +24,17 @@ from stepbatch.models.checkpoint import checkpoint_name, read_index
 from stepbatch.models.defaults import Settings, make_defaults
 from stepbatch.models.dummy import SMALL_SETTINGS, dummy_components, dummy_module, transformer_config
 from stepbatch.models.layers import fuse
-from stepbatch.models.offload import CPU, offload_blocks, offload_part, possible_offload
+from stepbatch.models.offload import CPU, offload_blocks, offload_network, offload_part, possible_offload
 from stepbatch.models.weights import load_weights
 
 T = TypeVar("T", bound=torch.nn.Module)
 
 FAULTS = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError)  # of files, as the loaders tell them
+OLD_NAMES = {  # of a VAE's attention
+    ".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn.",
+}  # fmt: skip
+TRANSFORMERS = ("transformer", "transformer_2")
+NETWORKS = (*TRANSFORMERS, "unet")  # parts of pipelines that denoise
 LOADING = (*FAULTS, ImportError, SafetensorError)
 
 
@@ -55,22 +63,36 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
-@dataclass(eq=False)
-class Parts(Generic[T]):
-    """A checkpoint's parts, loaded."""
+@dataclass(eq=False, kw_only=True)
+class Loaded:
+    """A checkpoint's parts as diffusers loads them, and what is known of it."""
 
     name: str  # the folder's, or the repository's
     pipeline_class: str  # in model_index.json
-    pipeline: Any  # diffusers', without a transformer, for its other parts; it is never called
-    transformer: T
-    transformer_config: dict[str, Any]
+    pipeline: Any  # diffusers'
     settings: dict[str, Any]  # that go before the family's
     device: torch.device
     dtype: torch.dtype
 
 
+@dataclass(eq=False, kw_only=True)
+class Parts(Loaded, Generic[T]):
+    """The same where transformers are ours: ``pipeline`` has none, and is never called."""
+
+    transformers: tuple[T, ...]  # in the order asked for
+    transformer_config: dict[str, Any]  # the first one's
+
+    @property
+    def transformer(self) -> T:
+        return self.transformers[0]
+
+
 def load_parts(
-    pipeline: type[DiffusionPipeline], transformer: Callable[[dict[str, Any]], T], folder: Path, config: EngineConfig
+    pipeline: type[DiffusionPipeline],
+    transformer: Callable[[dict[str, Any]], T],
+    folder: Path,
+    config: EngineConfig,
+    names: Sequence[str] = ("transformer",),
 ) -> Parts[T]:
     """Load all parts of a checkpoint, every one in the same precision.
 
@@ -79,6 +101,7 @@ def load_parts(
         transformer: Ours; made from the part's config.
         folder: The checkpoint.
         config: Device, precision, whether layers are fused, and what stays in the CPU's memory.
+        names: The folders of the checkpoint's transformers.
 
     Raises:
         CheckpointError: a part can't be loaded.
@@ -90,41 +113,108 @@ def load_parts(
     transformers_logging.disable_progress_bar()
     dummy = config.model.load_format == "dummy"
     small = dummy and config.model.dummy_size == "small"
-    index, values = read_index(folder, weights=False), transformer_config(folder, small)
+    index = read_index(folder, weights=False)
+    configs = [transformer_config(folder, small, name) for name in names]
     where = CPU if memory.dit_layerwise_offload else device
     if dummy:
-        ours = dummy_module(lambda: transformer(values), where, dtype, seed=0, drawn_on=device)
+        builds = [partial(transformer, values) for values in configs]
+        ours = [dummy_module(build, where, dtype, seed, drawn_on=device) for seed, build in enumerate(builds)]
         made_on = CPU if memory.text_encoder_cpu_offload or memory.vae_cpu_offload else device
-        rest = pipeline(**dummy_components(folder, made_on, dtype, small, drawn_on=device), transformer=None)
+        parts = dummy_components(folder, made_on, dtype, small, drawn_on=device, left_out=TRANSFORMERS)
+        rest = pipeline(**parts, transformer=None)
     else:
         with torch.device("meta"):
-            ours = transformer(values)
-        ours = load_weights(ours, folder / "transformer", where, dtype)
+            empty = [transformer(values) for values in configs]
+        ours = [load_weights(module, folder / name, where, dtype) for name, module in zip(names, empty, strict=True)]
         rest = _load_rest(pipeline, folder, index, dtype)
-    if config.model.fuse_projections:
-        fuse(ours)
-        if where.type == "cuda":
-            torch.cuda.empty_cache()  # of the single layers, which no other tensor's size matches
-    if memory.dit_layerwise_offload:
-        offload_blocks(ours, device)
+    for module in ours:
+        if config.model.fuse_projections:
+            fuse(module)
+            if where.type == "cuda":
+                torch.cuda.empty_cache()  # of the single layers, which no other tensor's size matches
+        if memory.dit_layerwise_offload:
+            offload_blocks(module, device)
     for part, module in rest.components.items():
         if isinstance(module, torch.nn.Module):
             _place(part, module, device, memory)
     return Parts(
-        checkpoint_name(folder),
-        index["_class_name"],
-        rest,
-        ours,
-        values,
-        SMALL_SETTINGS if small else {},
-        device,
-        dtype,
+        name=checkpoint_name(folder),
+        pipeline_class=index["_class_name"],
+        pipeline=rest,
+        transformers=tuple(ours),
+        transformer_config=configs[0],
+        settings=SMALL_SETTINGS if small else {},
+        device=device,
+        dtype=dtype,
     )
 
 
+def load_pipeline(folder: Path, config: EngineConfig) -> Loaded:
+    """Load a checkpoint as the pipeline of diffusers that it is, every part in the same precision.
+
+    Raises:
+        CheckpointError: diffusers has no such pipeline, or a part can't be loaded.
+    """
+    device = choose_device(config.model.device)
+    dtype = choose_dtype(config.model.dtype, device)
+    memory = possible_offload(config.memory, device)
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    dummy = config.model.load_format == "dummy"
+    small = dummy and config.model.dummy_size == "small"
+    index = read_index(folder, weights=not dummy)
+    kind = _pipeline_class(index["_class_name"])
+    diffusers_logging.set_verbosity_error()  # calls have the same warnings for every request
+    if dummy:
+        made = _dummy_pipeline(kind, folder, index, device, dtype, small, memory)
+    else:
+        made = _load_rest(DiffusionPipeline, folder, {}, dtype)
+    for part, module in made.components.items():
+        if isinstance(module, torch.nn.Module):
+            _place(part, module, device, memory)
+    return Loaded(
+        name=checkpoint_name(folder),
+        pipeline_class=index["_class_name"],
+        pipeline=made,
+        settings=SMALL_SETTINGS if small else {},
+        device=device,
+        dtype=dtype,
+    )
+
+
+def _pipeline_class(name: str) -> type[DiffusionPipeline]:
+    try:
+        found = getattr(diffusers, name)
+    except AttributeError as error:
+        raise CheckpointError(f"diffusers {diffusers.__version__} has no {name}") from error
+    if not (isinstance(found, type) and issubclass(found, DiffusionPipeline)):
+        raise CheckpointError(
+            f"diffusers can't run a {name} here: it is no pipeline, or wants a package that is missing"
+        )
+    return found
+
+
+def _dummy_pipeline(
+    kind: type[DiffusionPipeline],
+    folder: Path,
+    index: dict[str, Any],
+    device: torch.device,
+    dtype: torch.dtype,
+    small: bool,
+    memory: MemoryConfig,
+) -> Any:
+    offloaded = memory.dit_layerwise_offload or memory.text_encoder_cpu_offload or memory.vae_cpu_offload
+    known = inspect.signature(kind).parameters
+    try:
+        parts = dummy_components(folder, CPU if offloaded else device, dtype, small, drawn_on=device, left_out=())
+        return kind(**parts, **{name: value for name, value in index.items() if name in known and name not in parts})
+    except FAULTS as error:
+        raise CheckpointError(f"{folder} can't be made with random weights: {error}") from error
+
+
 def _load_rest(pipeline: type[DiffusionPipeline], folder: Path, index: dict[str, Any], dtype: torch.dtype) -> Any:
-    """A pipeline without its transformer, which is ours, and its processor, which wants packages it can do without."""
-    absent = {name: None for name in ("transformer", "processor") if name in index}
+    """A pipeline without transformers, which are ours, and a processor, which wants packages it can do without."""
+    absent = {name: None for name in (*TRANSFORMERS, "processor") if name in index}
     try:
         rest = pipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True, **absent)
     except LOADING as error:
@@ -158,7 +248,8 @@ def _file_names(name: str, part: torch.nn.Module) -> set[str]:
     """What files may call a parameter: transformers renames parts, of a language model that got eyes for one."""
     pieces = name.split(".")
     if not isinstance(part, PreTrainedModel):
-        return {name}
+        old = next((name.replace(new, old) for new, old in OLD_NAMES.items() if new in name), name)
+        return {name, old}
     renamed = ".".join(pieces[1:]), ".".join(pieces[:1] + pieces[2:])
     return {name, *(other for other in renamed if "." in other)}  # "weight" alone is anything's
 
@@ -171,13 +262,15 @@ def _place(name: str, part: torch.nn.Module, device: torch.device, memory: Memor
         name.startswith("text_encoder") and memory.text_encoder_cpu_offload
     ):
         offload_part(part, device)
+    elif name in NETWORKS and memory.dit_layerwise_offload:
+        offload_network(part, device)
     else:
         part.to(device)
 
 
 def model_info(
     config: EngineConfig,
-    parts: Parts[T],
+    parts: Loaded,
     values: Settings,
     *,
     size_multiple: int,

@@ -63,6 +63,18 @@ def offload_blocks(transformer: nn.Module, device: torch.device) -> None:
             following.group.onload_self = False
 
 
+def offload_network(network: nn.Module, device: torch.device) -> None:
+    """Let the blocks of a transformer or UNet that diffusers calls take turns on the device.
+
+    All else of it is there while it computes. The blocks' order is learned from the first call.
+
+    Args:
+        network: In the CPU's memory.
+        device: Where it computes.
+    """
+    _apply(network, device, offload_type="block_level", num_blocks_per_group=1)
+
+
 def offload_part(part: nn.Module, device: torch.device) -> None:
     """Let the layers of a text encoder or VAE take turns on the device.
 
