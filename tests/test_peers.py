@@ -187,3 +187,44 @@ def test_the_page_is_made_of_the_results(serving_docs: ModuleType, tmp_path: Pat
     page = tmp_path / "benchmarks.md"
     serving_docs.write_docs(BENCHMARKS / "results" / "serving.json", page)
     assert page.read_text() == (ROOT / "docs" / "benchmarks.md").read_text()
+
+
+def test_the_pipeline_in_one_process_draws_all(z_image_path: Path, tmp_path: Path) -> None:
+    asked = [body(seed, steps=1 + seed % 2).model_dump_json() for seed in range(5)]
+    (tmp_path / "requests").write_text("\n".join(asked) + "\n")
+    script = BENCHMARKS / "peers" / "in_process.py"
+    flags = ["--model-path", str(z_image_path), "--requests", str(tmp_path / "requests")]
+    done = subprocess.run([sys.executable, str(script), *flags], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["answers"] == 5
+    assert found["seconds"] > 0
+
+
+def test_what_whole_pipelines_come_to_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    pipelines_docs = importlib.import_module("parts.pipelines_docs")
+    rates = {"ours": (4.9, 4.8, 4.0), "in_process": (5.0, 5.0, 5.0), "litserve_server": (4.5, 4.5, 4.5)}
+    runs = [
+        {
+            "checkpoint": "small",
+            "workload": "same",
+            "server": server,
+            "round": number,
+            "summary": {"throughput_qps": rate, "requests": 8, "completed_requests": 8},
+        }
+        for server, of_rounds in rates.items()
+        for number, rate in enumerate(of_rounds)
+    ]
+    choices = {"size": ["128x128"], "num_inference_steps": [8], "guidance_scale": [5.0]}
+    settings = {"requests": 8, "concurrency": 8, "threads": 1, "rounds": 3}
+    data = {
+        "environment": {"settings": settings},
+        "checkpoints": {"small": {"workloads": {"same": choices}}},
+        "runs": runs,
+        "idle": {"medians": {"0": 0.1, "50": 0.101}},
+    }
+    page = " ".join(pipelines_docs.section(data).split())
+    assert "96.0% of the pipeline in one process (98.0%, 96.0%, 80.0% by round); the goal is 95%." in page
+    assert "100.0 ms with a delay of 0 ms and 101.0 ms with a delay of 50 ms" in page
+    assert "| the pipeline in one process | 5.00 (5.00 to 5.00) | | | | 0.96x | |" in page
+    assert "| LitServe | 4.50 (4.50 to 4.50) | | | | 1.07x | |" in page

@@ -80,6 +80,7 @@ class ModelConfig:
         "full", "how large --load-format dummy makes it; small is the same architecture with hardly any width or depth"
     )
     fake_step_ms: float = option(5.0, "how long a step of --backend fake takes", low=0)
+    fake_videos: bool = option(False, "--backend fake makes videos instead of pictures")
     num_gpus: int = option(1, "how many accelerators to use", low=1, high=1)
     device: str = option("auto", "cpu, cuda, cuda:1, ...; auto takes cuda where there is one")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
@@ -162,6 +163,11 @@ class ServerConfig:
     max_upload_bytes: int = option(64 << 20, "the largest body of an edit, its images included", low=1024)
     max_image_bytes: int = option(32 << 20, "the largest file of an image or mask", low=1024)
     max_image_pixels: int = option(32 << 20, "the most pixels of an image or mask", low=1024)
+    video_dir: str = option(
+        "", "where videos and their records are kept; without it, stepbatch/videos where XDG_DATA_HOME says"
+    )
+    video_ttl_seconds: float = option(86400.0, "how long a finished video is kept", low=1)
+    video_disk_mb: float = option(10240.0, "room for finished videos, MiB; the oldest go first", low=0)
     drain_seconds: float = option(30.0, "how long requests in flight may take to finish at shutdown", low=0)
 
     def __post_init__(self) -> None:

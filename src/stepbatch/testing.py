@@ -8,6 +8,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 
+import msgspec
+
 from stepbatch.config import ModelConfig
 from stepbatch.errors import InvalidModelOutput, InvalidValue, RequestError
 from stepbatch.image import InputImage
@@ -17,6 +19,8 @@ from stepbatch.request import GenerationRequest, Job
 
 class FakeRunner:
     """A runner whose steps take a fixed time and whose pictures are one colour, made from prompt, seed and images.
+
+    With ``--fake-videos`` it makes videos instead, from a prompt and perhaps an image; each frame has another colour.
 
     Words in a prompt make it misbehave: ``[raise-check]``, ``[raise-encode]``, ``[raise-denoise]``, ``[raise-decode]``
     raise there, ``[nan]`` makes invalid output, ``[die]`` ends the process in a step, ``[hang]`` never comes back from
@@ -42,12 +46,30 @@ class FakeRunner:
             tasks=("text-to-image", "image-to-image", "inpainting", "editing"),
             max_images=4,
         )
+        if config.fake_videos:
+            self.info = msgspec.structs.replace(
+                self.info,
+                pipeline="FakeVideoPipeline",
+                defaults=msgspec.structs.replace(self.info.defaults, num_frames=9, fps=8, guidance_scale_2=1.0),
+                uses=(*self.info.uses, "num_frames", "fps", "guidance_scale_2", "flow_shift"),
+                tasks=("text-to-video", "image-to-video"),
+                max_images=1,
+                frames_multiple=4,
+                max_frames=121,
+            )
 
     @staticmethod
     def pixels(prompt: str, seed: int, width: int, height: int, images: Sequence[InputImage] = ()) -> bytes:
         """The picture of a prompt, a seed and images, a mask being the last of them, as RGB bytes."""
         source = f"{prompt} {seed}".encode() + b"".join(image.digest for image in images)
         return hashlib.sha256(source).digest()[:3] * (width * height)
+
+    @classmethod
+    def video(
+        cls, prompt: str, seed: int, width: int, height: int, frames: int, images: Sequence[InputImage] = ()
+    ) -> bytes:
+        """The frames of a video, one after the other, each the picture of a longer prompt."""
+        return b"".join(cls.pixels(f"{prompt} {frame}", seed, width, height, images) for frame in range(frames))
 
     def check(self, request: GenerationRequest) -> None:
         if "[long]" in request.prompt:
@@ -60,7 +82,7 @@ class FakeRunner:
         pixels = request.width * request.height
         if request.mask is None and request.strength is None:  # what is edited stands beside what is drawn
             pixels += sum(image.width * image.height for image in request.images)
-        return pixels // 256 * (2 if request.guidance_scale else 1)
+        return pixels // 256 * request.frames * (2 if request.guidance_scale else 1)
 
     def signature(self, request: GenerationRequest) -> Hashable | None:
         return None
@@ -96,6 +118,8 @@ class FakeRunner:
             return InvalidModelOutput("the model made values that are not finite")
         assert request.width is not None and request.height is not None
         images = (*request.images, request.mask) if request.mask else request.images
+        if request.num_frames:
+            return self.video(request.prompt, job.seed, request.width, request.height, request.num_frames, images)
         return self.pixels(request.prompt, job.seed, request.width, request.height, images)
 
     @staticmethod

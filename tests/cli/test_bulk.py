@@ -8,6 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -193,3 +195,82 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     (tmp_path / "file").touch()
     with pytest.raises(SetupError, match="can't write to"):
         generate_all(Source(["a"], None, {}), tmp_path / "file", "png", CONFIG)
+
+
+VIDEOS = EngineConfig(model=ModelConfig(fake_step_ms=0.0, fake_videos=True))
+
+
+def clip(path: Path) -> tuple[int, float, tuple[int, int]]:
+    """How many frames a video has, how many a second, and its size."""
+    with av.open(str(path)) as video:
+        stream = video.streams.video[0]
+        return len(list(video.decode(stream))), float(stream.average_rate or 0), (stream.width, stream.height)
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_model_of_videos_makes_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [
+        {"prompt": "a", "id": "short"},
+        {"prompt": "a", "seconds": 0.5, "fps": 16, "id": "timed"},
+        {"prompt": "a", "num_frames": 5, "n": 2, "id": "two"},
+        {"prompt": "a", "seconds": 99, "id": "long"},
+        {"prompt": "a", "seconds": "x", "id": "never"},
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = Source([], tmp_path / "in.jsonl", {"seconds": "2"})
+    out = tmp_path / "out"
+    assert generate_all(source, out, None, VIDEOS, video=True) == 1
+    assert "4 made, 0 there already, 2 failed" in " ".join(capsys.readouterr().err.split())
+    assert {path.name: clip(path) for path in out.glob("*.mp4")} == {
+        "short-0.mp4": (17, 8.0, (64, 64)),
+        "timed-0.mp4": (9, 16.0, (64, 64)),
+        "two-0.mp4": (5, 8.0, (64, 64)),
+        "two-1.mp4": (5, 8.0, (64, 64)),
+    }
+    table = {line["file"]: line for line in map(json.loads, (out / "results.jsonl").read_text().splitlines())}
+    assert (table["timed-0.mp4"]["num_frames"], table["timed-0.mp4"]["fps"]) == (9, 16)
+    errors = {line["id"]: line["param"] for line in map(json.loads, (out / "errors.jsonl").read_text().splitlines())}
+    assert errors == {"long": "seconds", "never": "seconds"}
+    assert generate_all(source, out, None, VIDEOS) == 1
+    assert "0 made, 4 there already" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.usefixtures("fake")
+def test_the_command_makes_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    room = image(size=(48, 32))
+    (tmp_path / "room.png").write_bytes(file(room))
+    flags = "--video --seconds 1 --fps 12 --image room.png --seed 5 --guidance-scale-2 2 --fake-videos --fake-step-ms 0"
+    assert main(["generate", "A cat!", *flags.split()]) == 0
+    (path,) = Path("output").glob("a-cat-*.mp4")
+    assert clip(path) == (13, 12.0, (48, 32))
+    with av.open(str(path)) as video:
+        first = next(video.decode(video=0)).to_ndarray(format="rgb24")
+    drawn = FakeRunner.pixels("A cat! 0", 5, 1, 1, [InputImage(*room.size, room.tobytes())])
+    assert np.abs(first.mean((0, 1)) - np.frombuffer(drawn, np.uint8)).max() < 8
+    assert main(["generate", "A cat!", *flags.replace("seconds 1", "seconds 2").split()]) == 0
+    assert len(list(Path("output").glob("a-cat-*.mp4"))) == 2  # another length, another file
+
+
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--video", "--video: fake makes pictures"),
+        ("--fake-videos --output-format png", "--output-format is for pictures: fake makes videos, which are mp4"),
+        ("--video --output-format png", "--output-format is for pictures: videos are mp4"),
+        ("--seconds 0", "--seconds: seconds must be a number of more than 0"),
+        ("--seconds 2 --num-frames 9", "--seconds: seconds goes without num_frames"),
+        ("--image nowhere.png", "there is no file nowhere.png"),
+    ],
+)
+def test_videos_that_can_not_be(flags: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "a cat", *flags.split(), "-o", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("fake")
+def test_seconds_of_a_picture_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "a cat", "--seconds", "2", "-o", str(tmp_path / "out")]) == 1
+    assert "seconds has no effect on this model" in " ".join(capsys.readouterr().err.split())

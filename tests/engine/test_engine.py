@@ -343,8 +343,10 @@ def test_a_whole_call_tells_each_step_and_stays_announced() -> None:
     one.finish()
     told = [message.jobs for message in one.messages if isinstance(message, Progress)]
     assert told == [[("a", 0, step, 3), ("b", 0, step, 3)] for step in (1, 2, 3)]
-    after = [one.messages[i + 1] for i, message in enumerate(one.messages) if isinstance(message, Progress)]
-    assert all(isinstance(message, Unit) and message.kind == "denoise" for message in after)
+    for place in (i for i, message in enumerate(one.messages) if isinstance(message, Progress)):
+        stats, unit = one.messages[place + 1 : place + 3]
+        assert isinstance(stats, Stats) and (stats.running, stats.waiting, stats.jobs_in_step) == (2, 0, 0)
+        assert isinstance(unit, Unit) and unit.kind == "denoise"
 
 
 def test_a_call_takes_messages_in_and_stops_when_nobody_waits_for_it() -> None:

@@ -1,24 +1,33 @@
-"""One real server for all tests here: uvicorn around a real engine process with the fake model."""
+"""Real servers for all tests here, one of pictures, one of videos: uvicorn around an engine with the fake model."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import pytest
 
-from stepbatch.config import BatchingConfig, EngineConfig, ServerConfig
+from stepbatch.config import BatchingConfig, EngineConfig, ModelConfig, ServerConfig
 from stepbatch.engine.client import AsyncEngine
 from stepbatch.server.run import bind, make_server
 
-from .support import MAX_BODY_BYTES, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, MAX_UPLOAD_BYTES, MODEL, RunningServer
+from .support import (
+    MAX_BODY_BYTES,
+    MAX_IMAGE_BYTES,
+    MAX_IMAGE_PIXELS,
+    MAX_UPLOAD_BYTES,
+    MODEL,
+    VIDEO_MODEL,
+    RunningServer,
+)
 
 
-@pytest.fixture(scope="session")
-def server() -> Iterator[RunningServer]:
+@contextmanager
+def running(model: ModelConfig, **settings: Any) -> Iterator[RunningServer]:
     config = ServerConfig(
         port=0,
         log_level="warning",
@@ -26,13 +35,14 @@ def server() -> Iterator[RunningServer]:
         max_image_bytes=MAX_IMAGE_BYTES,
         max_upload_bytes=MAX_UPLOAD_BYTES,
         max_image_pixels=MAX_IMAGE_PIXELS,
+        **settings,
     )
     sock = bind("127.0.0.1", 0)
     started = threading.Event()
     running: list[Any] = []
 
     async def serve() -> None:
-        engine = AsyncEngine(EngineConfig(model=MODEL, batching=BatchingConfig(dynamic_batch_max_size=4)))
+        engine = AsyncEngine(EngineConfig(model=model, batching=BatchingConfig(dynamic_batch_max_size=4)))
         await engine.start()
         sock.listen()
         uvicorn_server = make_server(engine, config)
@@ -49,6 +59,24 @@ def server() -> Iterator[RunningServer]:
     yield RunningServer(f"http://127.0.0.1:{sock.getsockname()[1]}", running[0])
     running[1].should_exit = True
     thread.join()
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[RunningServer]:
+    with running(MODEL) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def video_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    with running(VIDEO_MODEL, video_dir=str(tmp_path_factory.mktemp("videos"))) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def video_http(video_server: RunningServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=video_server.url, timeout=20) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

@@ -5,22 +5,23 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import httpx
 from fastapi import FastAPI
 
 from stepbatch.config import ModelConfig, ServerConfig
-from stepbatch.engine.client import AsyncEngine
+from stepbatch.engine.client import AsyncEngine, Handle
 from stepbatch.engine.messages import FromEngine, Output, Stats
-from stepbatch.errors import EngineUnavailable
+from stepbatch.errors import EngineUnavailable, RequestCancelled
 from stepbatch.model_info import ModelInfo
 from stepbatch.request import GenerationRequest, Times
 from stepbatch.server.app import create_app
 from stepbatch.testing import FakeRunner
 
 MODEL = ModelConfig(backend="fake", fake_step_ms=2, model_path="/models/org/tiny", served_model_name="org/tiny-fake")
+VIDEO_MODEL = replace(MODEL, fake_videos=True)
 MAX_BODY_BYTES = 64 << 10
 MAX_IMAGE_BYTES = 128 << 10
 MAX_UPLOAD_BYTES = 256 << 10
@@ -62,7 +63,24 @@ class DrawingEngine(StubEngine):
         return self
 
     async def outputs(self) -> list[Output]:
-        return [Output("r", 0, 1, 2, 1, b"rgbrgb", Times())]
+        return [Output("r", 0, 1, 2, 1, 1, b"rgbrgb", Times())]
+
+
+@dataclass
+class WaitingEngine(StubEngine):
+    """One that makes videos and does nothing by itself: what it makes of each request is told to its handle."""
+
+    info: ModelInfo = field(default_factory=lambda: FakeRunner(VIDEO_MODEL).info)
+    handles: dict[str, Handle] = field(default_factory=dict)
+
+    def submit(self, request: GenerationRequest, request_id: str | None = None) -> Any:
+        assert request_id
+        self.handles[request_id] = Handle(request_id, request.resolve(self.info), self.cancel)
+        return self.handles[request_id]
+
+    def cancel(self, request_id: str) -> None:
+        if request_id in self.handles:
+            self.handles[request_id].fail(RequestCancelled("the request was cancelled"))
 
 
 def make_app(engine: StubEngine, **settings: Any) -> FastAPI:

@@ -21,6 +21,7 @@ def test_the_model_is_listed(http: httpx.Client) -> None:
     assert model["tasks"] == ["text-to-image", "image-to-image", "inpainting", "editing"]
     assert (model["limits"]["max_images"], model["guidance"]) == (4, "guidance_scale")
     assert model["limits"]["size_multiple"] == 16
+    assert (model["limits"]["max_frames"], model["limits"]["n"]) == (1, 10)
     assert http.get("/v1/models/org/tiny-fake").json() == model
     assert http.get("/v1/models/tiny").json() == model
 

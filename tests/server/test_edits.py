@@ -281,7 +281,7 @@ def test_a_model_that_only_edits_says_so() -> None:
     engine.info = msgspec.structs.replace(engine.info, tasks=("editing",))
     response = call(make_app(engine), "POST", "/v1/images/generations", json={"prompt": "a cat"})
     message = assert_error(response, 400, "invalid_value", "image")
-    assert "edits images" in message
+    assert "needs an image" in message
     assert "/v1/images/edits" in message
 
 

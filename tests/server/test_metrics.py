@@ -71,7 +71,7 @@ def test_a_step_counts_once_however_often_it_is_told() -> None:
 
 def test_the_stages_of_an_output_are_measured() -> None:
     metrics, figures = make(StubEngine())
-    metrics.on_message(Output("r", 0, 1, 1, 1, b"rgb", Times(queue=1.0, encode=2.0, denoise=3.0, decode=4.0)))
+    metrics.on_message(Output("r", 0, 1, 1, 1, 1, b"rgb", Times(queue=1.0, encode=2.0, denoise=3.0, decode=4.0)))
     shown = figures()
     assert shown["stepbatch:request_queue_seconds_sum"] == 1
     assert shown["stepbatch:encode_seconds_sum"] == 2

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import httpx
 import openai
 import pytest
-from openai.types import ImagesResponse
+from openai.types import ImagesResponse, Video
 from PIL import Image
 from tests.pictures import file, image
 
@@ -20,6 +22,7 @@ from stepbatch.testing import FakeRunner
 from .support import MAX_IMAGE_BYTES, MODEL, RunningServer
 
 ROOM = image(size=(48, 32))
+OUTDATED = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")  # of OpenAI's own service
 
 
 def pictures(answer: ImagesResponse) -> list[tuple[tuple[int, int], bytes]]:
@@ -138,3 +141,84 @@ def test_streaming_is_refused_by_name(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         client.images.generate(prompt="a cat", stream=True)
     assert refused.value.param == "stream"
+
+
+@pytest.fixture(scope="module")
+def videos(video_server: RunningServer) -> Iterator[openai.resources.Videos]:
+    with openai.OpenAI(base_url=f"{video_server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client.videos
+
+
+SOON = {"poll_interval_ms": 20}
+FEW = {"num_inference_steps": 2, "seed": 3}
+
+
+@OUTDATED
+def test_a_video_is_created_looked_after_and_downloaded(videos: openai.resources.Videos, tmp_path: Path) -> None:
+    asked = videos.create(prompt="a cat", model="tiny", seconds="4", size="64x32", extra_body=FEW)  # type: ignore[arg-type]
+    Video.model_validate(asked.model_dump() | {"size": "720x1280"})  # it knows four sizes; the client itself takes any
+    assert (asked.status, asked.progress, asked.to_dict()["num_frames"]) == ("queued", 0, 33)
+    made = videos.poll(asked.id, **SOON)
+    Video.model_validate(made.model_dump() | {"size": "720x1280"})
+    assert (made.status, made.progress, made.seconds, made.size) == ("completed", 100, "4.125", "64x32")
+    videos.download_content(made.id).write_to_file(tmp_path / "cat.mp4")
+    with av.open(str(tmp_path / "cat.mp4")) as video:
+        assert len(list(video.decode(video=0))) == 33
+    for variant, start in (("thumbnail", b"RIFF"), ("spritesheet", b"\xff\xd8\xff")):
+        assert videos.download_content(made.id, variant=variant).read().startswith(start)  # type: ignore[arg-type]
+
+
+@OUTDATED
+def test_a_video_from_an_image(videos: openai.resources.Videos) -> None:
+    made = videos.create_and_poll(prompt="a cat", input_reference=("room.png", file(ROOM)), extra_body=FEW, **SOON)
+    assert (made.status, made.size) == ("completed", "48x32")
+
+
+@OUTDATED
+def test_polling_ends_when_a_video_fails(videos: openai.resources.Videos) -> None:
+    failed = videos.create_and_poll(prompt="[nan]", extra_body=FEW, **SOON)
+    assert failed.status == "failed"
+    assert failed.error is not None
+    assert (failed.error.code, failed.error.type) == ("invalid_model_output", "server_error")
+    with pytest.raises(openai.NotFoundError):
+        videos.download_content(failed.id)
+
+
+@OUTDATED
+def test_videos_are_listed_and_deleted(videos: openai.resources.Videos) -> None:
+    made = [videos.create(prompt=f"cat {i}", extra_body=FEW).id for i in range(3)]
+    listed = [video.id for video in videos.list(limit=2)]  # the client follows the pages
+    assert listed[:3] == made[::-1]
+    assert [video.id for video in videos.list(after=made[0], order="asc")] == made[1:]
+    gone = videos.delete(made[1])
+    assert (gone.id, gone.deleted, gone.object) == (made[1], True, "video.deleted")
+    assert made[1] not in [video.id for video in videos.list()]
+    with pytest.raises(openai.NotFoundError):
+        videos.retrieve(made[1])
+
+
+@OUTDATED
+def test_errors_of_videos_arrive_as_exceptions(videos: openai.resources.Videos, client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as long:
+        videos.create(prompt="a cat", seconds="12", extra_body={"fps": 24})
+    assert (long.value.param, long.value.code) == ("seconds", "invalid_value")
+    with pytest.raises(openai.BadRequestError, match="can't be an address"):
+        videos.create(prompt="a cat", extra_body={"input_reference": {"image_url": "https://example.com/a.png"}})
+    with pytest.raises(openai.NotFoundError) as missing:
+        videos.create(prompt="a cat", model="sora-2")
+    assert missing.value.param == "model"
+    with pytest.raises(openai.BadRequestError, match="makes pictures"):
+        client.videos.create(prompt="a cat")
+
+
+@OUTDATED
+def test_the_client_block_of_the_manual_runs(
+    video_server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    manual = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", manual, re.MULTILINE | re.DOTALL)
+    (block,) = (block for block in blocks if "client.videos" in block)
+    exec(block.replace("http://127.0.0.1:30200", video_server.url), {})
+    with av.open(str(tmp_path / "boat.mp4")) as video:
+        assert len(list(video.decode(video=0))) == 9

@@ -12,18 +12,37 @@ from schemathesis.specs.openapi.checks import response_schema_conformance, statu
 from tests.pictures import file, image
 
 from stepbatch.errors import REQUEST_ERRORS
-from stepbatch.server.fields import EDIT_FIELDS, FIELDS, IGNORED_OPENAI, IGNORED_OTHERS
+from stepbatch.server.fields import IGNORED_OPENAI, IGNORED_OTHERS, ROUTES
 from stepbatch.server.openapi import document
 
-from .support import RunningServer, StubEngine, call, make_app
+from .support import RunningServer, StubEngine, call, make_app, within
 
 DOCS = Path(__file__).parents[2] / "docs" / "api.md"
 
 
-def test_whatever_is_sent_gets_an_answer_as_documented(server: RunningServer) -> None:
+@pytest.mark.parametrize("name", ["server", "video_server"])
+def test_whatever_is_sent_gets_an_answer_as_documented(name: str, request: pytest.FixtureRequest) -> None:
+    server: RunningServer = request.getfixturevalue(name)
     schema: Any = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
-    for result in schema.get_all_operations():
-        fuzz(result.ok())
+    operations = [result.ok() for result in schema.get_all_operations()]
+    assert {operation.path for operation in operations} == set(document()["paths"]) - {"/openapi.json"}
+    for operation in operations:
+        fuzz(operation)
+
+
+def test_a_video_that_has_ended_is_as_documented(video_server: RunningServer) -> None:
+    videos = f"{video_server.url}/v1/videos"
+    ids = {}
+    for prompt, status in (("a cat", "completed"), ("[nan]", "failed")):
+        ids[status] = httpx.post(videos, json={"prompt": prompt, "num_inference_steps": 1}).json()["id"]
+        assert within(10, lambda: httpx.get(f"{videos}/{ids[status]}").json()["status"] == status)  # noqa: B023
+    schema: Any = schemathesis.openapi.from_url(f"{video_server.url}/openapi.json")
+    checks = [status_code_conformance, response_schema_conformance]
+    for path in ("/v1/videos/{video_id}", "/v1/videos/{video_id}/content"):
+        for status, id in ids.items():
+            answer = schema[path]["GET"].Case(path_parameters={"video_id": id}).call_and_validate(checks=checks)
+            assert answer.status_code == (404 if path.endswith("content") and status == "failed" else 200)
+    schema["/v1/videos"]["GET"].Case(query={"limit": 2}).call_and_validate(checks=checks)
 
 
 def fuzz(operation: Any) -> None:
@@ -34,7 +53,10 @@ def fuzz(operation: Any) -> None:
             case.body["num_inference_steps"] = 1  # a legal wish for a thousand steps would only take long
         if isinstance(case.body, dict) and "image" in case.body:
             case.body["image"] = [file(image())]  # else none would come further than to its decoding
-        case.call_and_validate(checks=[not_a_server_error, status_code_conformance, response_schema_conformance])
+        if isinstance(case.body, dict) and "input_reference" in case.body and case.media_type != "application/json":
+            case.body["input_reference"] = file(image())
+        checks = [not_a_server_error, status_code_conformance, response_schema_conformance]
+        assert case.call_and_validate(checks=checks).status_code < 500
 
     check()
 
@@ -49,7 +71,8 @@ def test_the_document_is_served(http: httpx.Client) -> None:
     assert http.get("/openapi.json").json() == document()
 
 
-NAMES = [*FIELDS, *EDIT_FIELDS, *IGNORED_OPENAI, *IGNORED_OTHERS, *REQUEST_ERRORS, *document()["paths"]]
+FIELDS = dict.fromkeys(name for fields in ROUTES.values() for name in fields)
+NAMES = [*FIELDS, *IGNORED_OPENAI, *IGNORED_OTHERS, *REQUEST_ERRORS, *document()["paths"]]
 
 
 @pytest.mark.parametrize("name", NAMES)

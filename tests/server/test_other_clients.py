@@ -1,14 +1,18 @@
-"""What the benchmark clients of SGLang 0.5.23 and vLLM-Omni 0.30 send, and read of the answer."""
+"""What the benchmark clients of SGLang 0.5.23 and vLLM-Omni 0.30 send, and read of the answer; and our own's videos."""
 
 import asyncio
 import base64
 import io
+import json
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from PIL import Image
 from tests.pictures import file, image
+
+from stepbatch.__main__ import main
 
 from .support import RunningServer
 
@@ -92,3 +96,17 @@ def test_vllm_omni_edits(server: RunningServer) -> None:
     answer = post(f"{server.url}/v1/images/edits", data=form)
     assert sizes(answer) == [(64, 64)]
     assert answer["ignored"] == ["bot_task"]
+
+
+@pytest.mark.parametrize("task", ["text-to-video", "image-to-video"])
+def test_our_own_client_measures_videos(video_server: RunningServer, tmp_path: Path, task: str) -> None:
+    load = (
+        f"--base-url {video_server.url} --num-prompts 5 --num-inference-steps 2 --num-frames 13 --fps 8 --disable-tqdm"
+    )
+    shape = f"--task {task} --width 64 --height 32 --poll-interval 0.02 --warmup-requests 0"
+    files = ["--output-file", str(tmp_path / "run.json"), "--save-outputs", str(tmp_path / "out")]
+    assert main(["bench", "serving", *load.split(), *shape.split(), *files]) == 0
+    assert len(list((tmp_path / "out").glob("*.mp4"))) == 5
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert (run["summary"]["completed_requests"], run["summary"]["failed_requests"]) == (5, 0)
+    assert all(record["service_s"] > 0 for record in run["records"])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -17,29 +21,30 @@ import pytest
 from stepbatch.errors import SetupError
 from stepbatch.server.run import bind
 
-from .support import RunningServer
+from .support import RunningServer, within
 
 SCRIPT = """
 import sys
 from stepbatch.config import EngineConfig, ModelConfig, ServerConfig
 from stepbatch.server.run import run_server
-drain, step = float(sys.argv[1]), float(sys.argv[2])
-server = ServerConfig(port=0, drain_seconds=drain)
-status = run_server(server, EngineConfig(model=ModelConfig(backend="fake", fake_step_ms=step)))
+drain, step, folder = float(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
+server = ServerConfig(port=0, drain_seconds=drain, video_dir=folder)
+model = ModelConfig(backend="fake", fake_step_ms=step, fake_videos=bool(folder))
+status = run_server(server, EngineConfig(model=model))
 assert "torch" not in sys.modules
 sys.exit(status)
 """
 
 
 class Run:
-    """A server process and its address."""
+    """A server process and its address; where it is given a folder, it makes videos."""
 
-    def __init__(self, drain: float, step_ms: float) -> None:
-        command = [sys.executable, "-W", "error", "-c", SCRIPT, str(drain), str(step_ms)]
+    def __init__(self, drain: float, step_ms: float, folder: str = "") -> None:
+        command = [sys.executable, "-W", "error", "-c", SCRIPT, str(drain), str(step_ms), folder]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.line = self.process.stdout.readline()
-        self.url = self.line.split()[-1]
+        self.url = (self.line.split() or [""])[-1]
         self.answers: list[httpx.Response | httpx.HTTPError] = []
 
     def ask(self, steps: int) -> threading.Thread:
@@ -108,6 +113,93 @@ def test_a_second_signal_ends_it_quickly(run: Run) -> None:
     asking.join()
 
 
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    """Starts servers of videos that share a folder."""
+    runs: list[Run] = []
+
+    def start(drain: float = 20.0, step_ms: float = 20.0) -> Run:
+        runs.append(Run(drain, step_ms, str(tmp_path)))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.process.kill()
+        run.process.communicate()
+
+
+def ask(run: Run, steps: int, until: str = "in_progress") -> str:
+    """Ask for a video and wait until it is so far; its id."""
+    id: str = httpx.post(f"{run.url}/v1/videos", json={"prompt": "a cat", "num_inference_steps": steps}).json()["id"]
+    assert within(20, lambda: look(run, id)["status"] == until)
+    return id
+
+
+def look(run: Run, id: str) -> dict[str, Any]:
+    video: dict[str, Any] = httpx.get(f"{run.url}/v1/videos/{id}").json()
+    return video
+
+
+def test_a_server_that_is_killed_leaves_what_is_made_and_fails_the_rest(start: Callable[..., Run]) -> None:
+    run, other = start(), start()
+    made, running, theirs = ask(run, 1, "completed"), ask(run, 1000), ask(other, 50)
+    content = httpx.get(f"{run.url}/v1/videos/{made}/content").content
+    run.process.kill()
+    run.process.wait()
+    assert look(other, running)["error"]["code"] == "server_died"  # seen by who is left
+    run = start()
+    assert look(run, made)["status"] == "completed"
+    assert httpx.get(f"{run.url}/v1/videos/{made}/content").content == content
+    failed = look(run, running)
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "server_died")
+    assert httpx.get(f"{run.url}/v1/videos/{running}/content").status_code == 404
+    assert within(20, lambda: look(run, theirs)["status"] == "completed")  # the other's life went on
+    listed = httpx.get(f"{run.url}/v1/videos").json()["data"]
+    assert [video["id"] for video in listed] == [theirs, running, made]
+
+
+def test_a_signal_lets_videos_finish(start: Callable[..., Run]) -> None:
+    run = start()
+    id = ask(run, 50)
+    run.process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    refused = httpx.post(f"{run.url}/v1/videos", json={"prompt": "a dog"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_unavailable")
+    assert run.process.wait(10) == 0
+    run = start()
+    assert look(run, id)["status"] == "completed"
+    assert httpx.get(f"{run.url}/v1/videos/{id}/content").status_code == 200
+
+
+def test_a_video_that_does_not_finish_in_time_has_failed(start: Callable[..., Run], tmp_path: Path) -> None:
+    run = start(drain=0.2)
+    id = ask(run, 1000)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.process.wait(5) == 0
+    database = sqlite3.connect(tmp_path / "videos.sqlite3")
+    ((status, error),) = database.execute("SELECT status, error FROM videos WHERE id = ?", (id,))
+    database.close()
+    assert (status, json.loads(error)["code"]) == ("failed", "engine_unavailable")
+
+
+def test_a_second_signal_leaves_it_to_the_next_server(start: Callable[..., Run]) -> None:
+    run = start(drain=60.0)
+    id = ask(run, 1000)
+    for _ in range(2):
+        run.process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+    assert run.process.wait(5) == 1
+    assert look(start(), id)["status"] == "failed"
+
+
+def test_a_folder_that_can_not_be_used_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    run = Run(1.0, 1.0, str(tmp_path / "file"))
+    _, err = run.process.communicate(timeout=20)
+    assert run.process.returncode == 1
+    assert "SetupError: --video-dir: can't keep videos in" in err
+
+
 def test_a_port_in_use_is_one_clear_line(server: RunningServer) -> None:
     port = int(server.url.rsplit(":", 1)[1])
     with pytest.raises(SetupError, match=f"can't listen on 127.0.0.1:{port}: the port is in use"):
@@ -128,4 +220,5 @@ def test_a_port_can_be_taken_again_at_once() -> None:
             peer, _ = first.accept()
             peer.close()
             connection.recv(1)
-    bind(*address).close()
+    with bind(*address) as again:
+        assert again.getsockname() == address

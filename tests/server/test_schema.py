@@ -56,7 +56,7 @@ def test_auto_is_no_size() -> None:
 
 @pytest.mark.parametrize("name", ["fake", "/models/tiny", "tiny"])
 def test_a_model_has_three_names(name: str) -> None:
-    parse_fields(model=name)
+    assert parse_fields(model=name) == parse_fields()
 
 
 def test_values_that_ask_for_nothing_are_neither_refused_nor_ignored() -> None:

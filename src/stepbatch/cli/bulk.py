@@ -21,30 +21,41 @@ from stepbatch.config import EngineConfig
 from stepbatch.engine.engine import Engine, Runner
 from stepbatch.engine.messages import Failure, FromEngine, Output, Submit
 from stepbatch.engine.messages import Progress as Steps
-from stepbatch.errors import RequestError, SetupError
+from stepbatch.errors import OptionError, RequestError, SetupError
 from stepbatch.request import GenerationRequest
 from stepbatch.server.images import encode_image
+from stepbatch.video_files import write_mp4
 
 AHEAD = 2  # widest steps' worth of pictures that are in the engine or being written
 QUALITY = 95  # of jpeg and webp
 SHOWN_ERRORS = 5
 
 
-def generate_all(source: Source, folder: Path, output_format: str, config: EngineConfig) -> int:
-    """Make every picture of ``source`` that isn't in ``folder`` yet; returns 1 if any failed, else 0.
+def generate_all(
+    source: Source, folder: Path, output_format: str | None, config: EngineConfig, video: bool = False
+) -> int:
+    """Make every output of ``source`` that isn't in ``folder`` yet; returns 1 if any failed, else 0.
+
+    Args:
+        output_format: Of pictures; png without it. Videos are mp4.
+        video: The outputs are to be videos.
 
     Raises:
-        SetupError: the model can't be loaded or the folder can't be written.
+        SetupError: the model can't be loaded, makes something else, or the folder can't be written.
     """
     from stepbatch.engine.backends import load_runner
 
     console = Console(stderr=True)
     with console.status("loading the model"):
         runner = load_runner(config)
+    if video and not runner.info.makes_videos:
+        raise OptionError(f"--video: {runner.info.id} makes pictures")
+    if output_format and runner.info.makes_videos:
+        raise OptionError(f"--output-format is for pictures: {runner.info.id} makes videos, which are mp4")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         logging.basicConfig(handlers=[logging.FileHandler(folder / "errors.log", delay=True)])
-        results = Results(folder, output_format)
+        results = Results(folder, "mp4" if runner.info.makes_videos else output_format or "png")
         with bars(console) as progress:
             bulk = Bulk(source, results, runner, config, progress)
             bulk.run()
@@ -61,7 +72,7 @@ def bars(console: Console) -> Progress:
 
 
 class Results:
-    """A folder of pictures, with ``results.jsonl`` that tells what made each and ``errors.jsonl`` of the last run."""
+    """A folder of outputs, with ``results.jsonl`` that tells what made each and ``errors.jsonl`` of the last run."""
 
     def __init__(self, folder: Path, output_format: str) -> None:
         self.folder = folder
@@ -80,16 +91,21 @@ class Results:
         """The name of a picture's file."""
         return f"{name}-{index}.{self.output_format}"
 
-    def write(self, output: Output, digest: str, prompt: str) -> None:
-        """Write a picture, then its line: a file that has a line is whole."""
+    def write(self, output: Output, digest: str, prompt: str, fps: int | None) -> None:
+        """Write a picture, or a video of ``fps``, then its line: a file that has a line is whole."""
         file = self.file(output.request_id, output.index)
         part = self.folder / f".{file}.part"
-        part.write_bytes(encode_image(output, self.output_format, QUALITY))
+        video: dict[str, int] = {}
+        if fps is not None:
+            write_mp4(part, output, fps)
+            video = {"num_frames": output.frames, "fps": fps}
+        else:
+            part.write_bytes(encode_image(output, self.output_format, QUALITY))
         os.replace(part, self.folder / file)
         times = {name: round(seconds, 6) for name, seconds in msgspec.to_builtins(output.times).items()}
         size = f"{output.width}x{output.height}"
-        line = {"id": output.request_id, "index": output.index, "file": file, "prompt": prompt, "seed": output.seed}
-        _append(self._table, {**line, "size": size, "times": times, "digest": digest})
+        line = {"id": output.request_id, "index": output.index, "file": file, "prompt": prompt}
+        _append(self._table, {**line, "seed": output.seed, "size": size, **video, "times": times, "digest": digest})
 
     def fail(self, name: str, index: int, error: Failure | RequestError) -> None:
         """Write down what failed, and why."""
@@ -133,7 +149,7 @@ class Bulk:
         self.window = AHEAD * config.batching.dynamic_batch_max_size
         self.progress = progress
         self.made = self.skipped = self.failed = 0
-        self._open: dict[tuple[str, int], tuple[str, str]] = {}  # pictures in the engine: digest and prompt
+        self._open: dict[tuple[str, int], tuple[str, GenerationRequest]] = {}  # outputs in the engine, with digests
         self._writing: list[Future[None]] = []
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")  # one: the tables are written in order
         self._bars: dict[str, TaskID] = {}
@@ -144,20 +160,24 @@ class Bulk:
         Raises:
             OSError: a file can't be written.
         """
-        pictures = steps = 0
-        for item in self.source:
+        outputs = steps = 0
+        for item in self._items():
             if isinstance(item.request, RequestError):
                 continue
-            pictures += item.request.n
+            outputs += item.request.n
             steps += item.request.n * self._steps(item.request)
-        self._bars = {"pictures": self.progress.add_task("pictures", total=pictures)}
+        kind = "videos" if self.info.makes_videos else "pictures"
+        self._bars = {"outputs": self.progress.add_task(kind, total=outputs)}
         self._bars["steps"] = self.progress.add_task("steps", total=steps)
         with self._writer:
-            items = iter(self.source)
+            items = self._items()
             while self._feed(items) or not self.engine.idle:
                 time.sleep(self.engine.step())
                 self._reap()
             self._reap(wait=True)
+
+    def _items(self) -> Iterator[Item]:
+        return (item.timed(self.info) for item in self.source)
 
     def _feed(self, items: Iterator[Item]) -> bool:
         """Submit requests until the window is full; returns whether there is something to step."""
@@ -177,15 +197,15 @@ class Bulk:
         digest = item.digest(self.info.id, self.results.output_format)
         if self.results.has(item, request.n, digest):
             self.skipped += request.n
-            self._advance("pictures", request.n)
+            self._advance("outputs", request.n)
             self._advance("steps", request.n * self._steps(request))
             return
         indices = list(range(request.n))
-        self._open.update({(item.name, index): (digest, request.prompt) for index in indices})
+        self._open.update({(item.name, index): (digest, request) for index in indices})
         self.engine.submit(Submit(item.name, request, indices, time.monotonic()))
 
     def _steps(self, request: GenerationRequest) -> int:
-        """How many steps each picture of a request takes."""
+        """How many steps each output of a request takes."""
         with suppress(RequestError):  # it will fail when its turn comes
             if request.images:  # then they may be fewer than asked for
                 return request.resolve(self.info).steps
@@ -193,14 +213,15 @@ class Bulk:
 
     def _on_message(self, message: FromEngine) -> None:
         if isinstance(message, Output):
-            digest, prompt = self._open.pop((message.request_id, message.index))
-            self._writing.append(self._writer.submit(self.results.write, message, digest, prompt))
+            digest, request = self._open.pop((message.request_id, message.index))
+            fps = request.fps or self.info.defaults.fps if self.info.makes_videos else None
+            self._writing.append(self._writer.submit(self.results.write, message, digest, request.prompt, fps))
             self.made += 1
-            self._advance("pictures", 1)
+            self._advance("outputs", 1)
         elif isinstance(message, Failure):
             del self._open[message.request_id, message.index]
             self._on_failure(message.request_id, message.index, message)
-            self._advance("pictures", 1)
+            self._advance("outputs", 1)
         elif isinstance(message, Steps):
             self._advance("steps", len(message.jobs))
 

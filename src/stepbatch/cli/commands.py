@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ Serve diffusion models with requests that share every denoising step.
 
 commands:
   serve       serve a model over HTTP, with OpenAI's image API
-  generate    make pictures from prompts or a file of requests, without a server
+  generate    make pictures or videos from prompts or a file of requests, without a server
   edit        make pictures from images and a prompt, without a server
   demo        serve the bundled model, send it a burst of requests, and lay out what came
   bench       how a server does under load: bench serving, sweep, compare, offline
@@ -63,11 +62,6 @@ def serve(arguments: Sequence[str]) -> int:
     """``stepbatch serve``: until it is told to stop."""
     values = serve_parser().read(arguments)
     server, engine = build(ServerConfig, values), build_groups(EngineConfig, values)
-    if engine.batching.dynamic_batch_delay_ms > 0:
-        print(
-            "stepbatch: --dynamic-batch-delay-ms has no effect: a native model's requests join its next step",
-            file=sys.stderr,
-        )
     from stepbatch.server.run import run_server
 
     return run_server(server, engine)
@@ -78,10 +72,20 @@ def generate_parser() -> Parser:
     parser = Parser(
         "generate",
         "stepbatch generate [PROMPT ...] [FLAG ...]",
-        "Make pictures from prompts or a file of requests, without a server.",
+        "Make pictures or videos from prompts or a file of requests, without a server.",
     )
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="what to draw")
     parser.add_flag("--input", type=Path, metavar="FILE", help="JSON Lines, a request a line; what is done is skipped")
+    parser.add_flag("--video", action="store_true", help="refuse a model that makes pictures")
+    parser.add_flag("--image", type=Path, metavar="FILE", help="what each video begins with: a PNG, JPEG or WebP file")
+    for name, kind, text in (
+        ("--seconds", str, "how long a video is; goes to the nearest number of frames"),
+        ("--num-frames", int, "the same in frames"),
+        ("--fps", int, "frames a second"),
+        ("--guidance-scale-2", float, "strength of guidance in the last steps, where the model has two transformers"),
+        ("--flow-shift", float, "shift of the noise schedule"),
+    ):
+        parser.add_flag(name, type=kind, metavar=kind.__name__.upper(), help=text)
     _add_request_flags(parser, ", where a request doesn't say")
     return parser
 
@@ -112,7 +116,7 @@ def _add_request_flags(parser: Parser, where: str = "") -> None:
         ("--n", int, "pictures of each request"),
     ):
         parser.add_flag(name, type=kind, metavar=kind.__name__.upper(), help=f"{text}{where}")
-    parser.add_flag("--output-format", default="png", metavar="{png,jpeg,webp}", help="(default: png)")
+    parser.add_flag("--output-format", metavar="{png,jpeg,webp}", help="of pictures (default: png); videos are mp4")
     parser.add_config(ModelConfig)
     parser.add_config(BatchingConfig)
     parser.add_config(MemoryConfig)
@@ -123,7 +127,14 @@ def generate(arguments: Sequence[str]) -> int:
     values = generate_parser().read(arguments)
     if not values["prompts"] and values["input"] is None:
         raise OptionError("stepbatch generate needs prompts, or a file of requests with --input")
-    return _generate(values, values["prompts"], values["input"], {})
+    if values["video"] and values["output_format"]:
+        raise OptionError("--output-format is for pictures: videos are mp4")
+    given = {name: values[name] for name in ("seconds", "num_frames", "fps", "guidance_scale_2", "flow_shift")}
+    if values["image"]:
+        from stepbatch.cli.requests import read_images
+
+        given |= read_images([values["image"]], None)
+    return _generate(values, values["prompts"], values["input"], given, values["video"])
 
 
 def edit(arguments: Sequence[str]) -> int:
@@ -138,12 +149,14 @@ def edit(arguments: Sequence[str]) -> int:
     return _generate(values, [prompt], None, given | {"strength": values["strength"]})
 
 
-def _generate(values: dict[str, Any], prompts: Sequence[str], file: Path | None, given: Mapping[str, Any]) -> int:
-    """Make the pictures of ``prompts`` and ``file``, all of which have what is ``given`` and what the flags say."""
+def _generate(
+    values: dict[str, Any], prompts: Sequence[str], file: Path | None, given: Mapping[str, Any], video: bool = False
+) -> int:
+    """Make what ``prompts`` and ``file`` ask for, all of which have what is ``given`` and what the flags say."""
     from stepbatch.cli.requests import OUTPUT_FORMATS, Source
 
     config = build_groups(EngineConfig, values)
-    if values["output_format"] not in OUTPUT_FORMATS:
+    if values["output_format"] not in (None, *OUTPUT_FORMATS):
         hint = suggestion(values["output_format"], OUTPUT_FORMATS)
         raise OptionError(f"--output-format must be one of {', '.join(OUTPUT_FORMATS)}{hint}")
     names = ("size", "num_inference_steps", "guidance_scale", "true_cfg_scale", "negative_prompt", "seed", "n")
@@ -151,7 +164,7 @@ def _generate(values: dict[str, Any], prompts: Sequence[str], file: Path | None,
     source = Source(prompts, file, {name: value for name, value in common.items() if value is not None})
     from stepbatch.cli.bulk import generate_all
 
-    return generate_all(source, values["output"], values["output_format"], config)
+    return generate_all(source, values["output"], values["output_format"], config, video)
 
 
 def demo_parser() -> Parser:

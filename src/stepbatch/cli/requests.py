@@ -7,19 +7,21 @@ import json
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from stepbatch.duration import frames_in, parse_seconds
 from stepbatch.errors import InvalidJSON, InvalidValue, OptionError, RequestError, UnknownParameter
 from stepbatch.image_files import Picture, read_picture
+from stepbatch.model_info import ModelInfo
 from stepbatch.request import FIELDS, IMAGE_FIELDS, GenerationRequest
 from stepbatch.sizes import parse_size
 
 OUTPUT_FORMATS = ("png", "jpeg", "webp")
 MAX_PIXELS = 1 << 28  # of an image; these are the user's own files, so it is more than the server takes
-LINE_FIELDS = (*(name for name in FIELDS if name not in IMAGE_FIELDS), "size", "id")
+LINE_FIELDS = (*(name for name in FIELDS if name not in IMAGE_FIELDS), "size", "seconds", "id")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
@@ -29,12 +31,26 @@ class Item:
 
     name: str
     request: GenerationRequest | RequestError
+    seconds: float | None = None  # how long a video is; a model's frames are needed to say it in the request
+
+    def timed(self, info: ModelInfo) -> Item:
+        """The same with its seconds in frames of a model."""
+        if self.seconds is None or isinstance(self.request, RequestError):
+            return self
+        fps = self.request.fps or info.defaults.fps
+        try:
+            if fps is None:
+                raise InvalidValue("seconds has no effect on this model: it makes pictures", "seconds")
+            return Item(self.name, replace(self.request, num_frames=frames_in(self.seconds, fps, info)))
+        except InvalidValue as error:
+            return Item(self.name, error)
 
     def digest(self, model: str, output_format: str) -> str:
         """Tells whether files that are there already are of this very request."""
         assert isinstance(self.request, GenerationRequest)
         fields = {name: getattr(self.request, name) for name in FIELDS}
-        text = json.dumps([model, output_format, fields], sort_keys=True, default=lambda image: image.digest.hex())
+        about = [model, output_format, fields, *([] if self.seconds is None else [self.seconds])]
+        text = json.dumps(about, sort_keys=True, default=lambda image: image.digest.hex())
         return sha256(text.encode()).hexdigest()[:16]
 
 
@@ -56,7 +72,7 @@ class Source:
         if file is not None and not file.is_file():
             raise OptionError(f"--input: there is no file {file}")
         try:
-            self._request({"prompt": "any"})
+            self._item("", {"prompt": "any"})
         except RequestError as error:
             param = "size" if error.param in ("width", "height") else error.param or ""
             flag = "" if param == "images" else f"--{param.replace('_', '-')}: "  # images have none
@@ -85,24 +101,30 @@ class Source:
     def _item_of(self, prompt: str) -> Item:
         """A prompt as an item: its seed is drawn here, and all of it is in its name, so that no file is overwritten."""
         seed = self.common.get("seed", random.SystemRandom().randint(0, 2**32 - 1))
-        request = self._request({"prompt": prompt, "seed": seed})
+        item = self._item("", {"prompt": prompt, "seed": seed})
         words = re.sub(r"[^a-z0-9]+", "-", prompt.lower())[:48].strip("-") or "picture"
-        return Item(f"{words}-{Item('', request).digest('', '')[:8]}", request)
+        return replace(item, name=f"{words}-{item.digest('', '')[:8]}")
 
     def _parse(self, number: int, line: str) -> Item:
         name = f"{number:06d}"
         try:
             given = _read(line)
             name = _name(given.pop("id", name))
-            return Item(name, self._request(given))
+            return self._item(name, given)
         except RequestError as error:
             return Item(name, error)
 
-    def _request(self, given: Mapping[str, Any]) -> GenerationRequest:
+    def _item(self, name: str, given: Mapping[str, Any]) -> Item:
         common = dict(self.common)
         if "width" in given or "height" in given:
             common.pop("size", None)
+        for one, other in (("seconds", "num_frames"), ("num_frames", "seconds")):
+            if one in given:
+                common.pop(other, None)
         values = {**common, **given}
+        seconds = parse_seconds(values.pop("seconds")) if "seconds" in values else None
+        if seconds is not None and "num_frames" in values:
+            raise InvalidValue("seconds goes without num_frames", "seconds")
         size = values.pop("size", None)
         if size not in (None, "auto"):
             if "width" in values or "height" in values:
@@ -110,7 +132,7 @@ class Source:
             values["width"], values["height"] = parse_size(size)
         if "prompt" not in values:
             raise InvalidValue("prompt is required", "prompt")
-        return GenerationRequest(**values)
+        return Item(name, GenerationRequest(**values), seconds)
 
 
 def read_images(images: Sequence[Path], mask: Path | None) -> dict[str, Any]:

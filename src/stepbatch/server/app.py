@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,28 +17,47 @@ from starlette.responses import JSONResponse, Response
 
 from stepbatch.config import ServerConfig
 from stepbatch.engine.client import AsyncEngine
-from stepbatch.errors import EngineUnavailable
+from stepbatch.engine.messages import FromEngine
+from stepbatch.errors import EngineUnavailable, SetupError
 from stepbatch.request import MAX_OUTPUTS, MAX_STEPS
 from stepbatch.server import handlers
+from stepbatch.server.fields import EDITS, GENERATIONS, VIDEOS
 from stepbatch.server.files import FileStore
 from stepbatch.server.generate import ImageRoutes
 from stepbatch.server.images import Threads
 from stepbatch.server.metrics import Metrics
 from stepbatch.server.openapi import document
 from stepbatch.server.request_id import RequestIdMiddleware
-from stepbatch.server.schema import EDITS, GENERATIONS, check_model
+from stepbatch.server.schema import check_model
+from stepbatch.server.video_jobs import VideoJobs
+from stepbatch.server.video_store import VideoStore
+from stepbatch.server.videos import VideoRoutes
+
+VIDEO = f"{VIDEOS}/{{video_id}}"
 
 
 def create_app(engine: AsyncEngine, config: ServerConfig) -> FastAPI:
     """The application for a started engine. It takes over ``engine.on_message``."""
     files, metrics, threads = FileStore(config.url_ttl_seconds), Metrics(engine), Threads()
-    engine.on_message = metrics.on_message
     images = ImageRoutes(engine, files, metrics, threads, config)
+    jobs = VideoJobs(engine, _video_store(config), metrics, threads) if engine.info.makes_videos else None
+    videos = VideoRoutes(engine, jobs, metrics, threads, config)
     pages = Pages(engine, files, metrics)
+
+    def on_message(message: FromEngine) -> None:
+        metrics.on_message(message)
+        if jobs:
+            jobs.on_message(message)
+
+    engine.on_message = on_message
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if jobs:
+            jobs.start()
         yield
+        if jobs:
+            await jobs.close()
         threads.close()
 
     # No generated documents: /openapi.json comes from our own tables, and the pages to browse it load remote scripts.
@@ -45,9 +66,13 @@ def create_app(engine: AsyncEngine, config: ServerConfig) -> FastAPI:
     )
     handlers.install(app)
     app.add_middleware(RequestIdMiddleware)
-    for path, route in ((GENERATIONS, images.generations), (EDITS, images.edits)):
+    for path, route in ((GENERATIONS, images.generations), (EDITS, images.edits), (VIDEOS, videos.create)):
         app.add_api_route(path, route, methods=["POST"], response_model=None)
+    app.add_api_route(VIDEO, videos.delete, methods=["DELETE"], response_model=None)
     for path, page in (
+        (VIDEOS, videos.page),
+        (VIDEO, videos.retrieve),
+        (f"{VIDEO}/content", videos.content),
         ("/v1/files/{name}", pages.file),
         ("/v1/models", pages.models),
         ("/v1/models/{model:path}", pages.model),
@@ -59,6 +84,20 @@ def create_app(engine: AsyncEngine, config: ServerConfig) -> FastAPI:
     ):
         app.add_api_route(path, page, methods=["GET", "HEAD"], response_model=None)
     return app
+
+
+def _video_store(config: ServerConfig) -> VideoStore:
+    folder = Path(config.video_dir) if config.video_dir else _data_home() / "stepbatch" / "videos"
+    return VideoStore(folder, config.video_ttl_seconds, int(config.video_disk_mb * 2**20))
+
+
+def _data_home() -> Path:
+    """Where a user's data is kept, by the XDG Base Directory Specification, which has no use for relative paths."""
+    given = Path(os.environ.get("XDG_DATA_HOME", ""))
+    try:
+        return given if given.is_absolute() else Path.home() / ".local" / "share"
+    except RuntimeError as error:
+        raise SetupError("--video-dir is needed: this user has no home for videos to be kept in") from error
 
 
 class Pages:
@@ -103,7 +142,7 @@ class Pages:
 
     def _model(self) -> dict[str, Any]:
         info = self.engine.info
-        takes_images = set(info.tasks) != {"text-to-image"}
+        takes_images = any(not task.startswith("text-") for task in info.tasks)
         return {
             "id": info.id,
             "object": "model",
@@ -120,7 +159,9 @@ class Pages:
                 "max_side": info.max_side,
                 "max_sequence_length": info.max_sequence_length,
                 "max_images": info.max_images if takes_images else 0,
-                "n": MAX_OUTPUTS,
+                "n": 1 if info.makes_videos else MAX_OUTPUTS,
+                "max_frames": info.max_frames,
+                "frames_multiple": info.frames_multiple,
                 "num_inference_steps": MAX_STEPS,
             },
             "uses": list(info.uses),

@@ -10,6 +10,7 @@ from stepbatch.errors import InvalidValue
 from stepbatch.image import InputImage
 from stepbatch.image_files import read_picture
 from stepbatch.model_info import ModelInfo
+from stepbatch.server.fields import EDITS
 from stepbatch.server.forms import Form, FormLimits
 from stepbatch.server.schema import ImageRequest, check_known, from_texts, parse
 
@@ -21,7 +22,7 @@ def form_limits(config: ServerConfig, info: ModelInfo) -> FormLimits:
         text_bytes=config.max_body_bytes,
         file_bytes=config.max_image_bytes,
         files={"image": info.max_images, "mask": 1},
-        check_name=partial(check_known, edit=True),
+        check_name=partial(check_known, route=EDITS),
     )
 
 

@@ -1,17 +1,28 @@
-"""The fields of an image request: which there are, of what type, and which are taken without effect."""
+"""The fields of requests, by route: which there are, of what type, and which are taken without effect."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from stepbatch.request import MAX_GUIDANCE, MAX_OUTPUTS, MAX_PROMPT_CHARACTERS, MAX_SEED, MAX_STEPS
+from stepbatch.request import (
+    MAX_FPS,
+    MAX_FRAMES,
+    MAX_GUIDANCE,
+    MAX_OUTPUTS,
+    MAX_PROMPT_CHARACTERS,
+    MAX_SEED,
+    MAX_STEPS,
+)
+
+GENERATIONS, EDITS, VIDEOS = "/v1/images/generations", "/v1/images/edits", "/v1/videos"
+MAX_PAGE, PAGE = 100, 20  # videos of a list, at most and unless asked for; as OpenAI has it
 
 OUTPUT_FORMATS = ("png", "jpeg", "webp")
 RESPONSE_FORMATS = ("b64_json", "url")
 BACKGROUNDS = ("auto", "opaque", "transparent")
 
-# Every field that both routes read, as JSON Schema. The OpenAPI document shows this table; a test holds docs/api.md
-# against it.
+# Every field that both routes of pictures read, as JSON Schema. The OpenAPI document shows this table; a test holds
+# docs/api.md against it.
 FIELDS: dict[str, dict[str, Any]] = {
     "prompt": {"type": "string", "maxLength": MAX_PROMPT_CHARACTERS, "description": "What to draw."},
     "model": {"type": "string", "description": "The served model's name, its path, or the last folder of its path."},
@@ -109,6 +120,57 @@ EDIT_FIELDS: dict[str, dict[str, Any]] = {
     },
 }
 
+# What is read of a request for a video: much of the above, and its length.
+VIDEO_FIELDS: dict[str, dict[str, Any]] = {
+    **{
+        name: FIELDS[name]
+        for name in (
+            "prompt",
+            "model",
+            "size",
+            "width",
+            "height",
+            "negative_prompt",
+            "num_inference_steps",
+            "guidance_scale",
+            "true_cfg_scale",
+            "flow_shift",
+            "max_sequence_length",
+            "generator_device",
+        )
+    },
+    "seconds": {"type": ["string", "number"], "description": "How long; goes to the nearest number of frames."},
+    "num_frames": {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": MAX_FRAMES,
+        "description": "The same in frames: one more than a multiple of the model's frames_multiple.",
+    },
+    "fps": {"type": "integer", "minimum": 1, "maximum": MAX_FPS, "description": "Frames a second."},
+    "guidance_scale_2": {
+        "type": "number",
+        "minimum": 0,
+        "maximum": MAX_GUIDANCE,
+        "description": "Strength of guidance in the last, less noisy steps, where the model has two transformers.",
+    },
+    "seed": {"type": "integer", "minimum": 0, "maximum": MAX_SEED, "description": "Drawn at random where absent."},
+}
+
+# What its form has besides.
+VIDEO_FILES: dict[str, dict[str, Any]] = {
+    "input_reference": {
+        "type": "string",
+        "format": "binary",
+        "description": "The image that the video begins with: a PNG, JPEG or WebP file.",
+    },
+}
+
+ROUTES: dict[str, dict[str, dict[str, Any]]] = {
+    GENERATIONS: FIELDS,
+    EDITS: FIELDS | EDIT_FIELDS,
+    VIDEOS: VIDEO_FIELDS | VIDEO_FILES,
+}
+
 # Fields that are read only to refuse what can't be done: the values that ask for nothing.
 HARMLESS: dict[str, tuple[bool | int | str, str]] = {
     "stream": (False, "streaming is not served yet"),
@@ -119,6 +181,7 @@ HARMLESS: dict[str, tuple[bool | int | str, str]] = {
 }
 
 # OpenAI's fields that mean nothing to a diffusion model that runs here (background too, where it isn't transparent).
+# These and the next are taken by every route.
 IGNORED_OPENAI = ("quality", "style", "moderation", "user", "safety_identifier", "input_fidelity")
 
 # Fields that users of SGLang and vLLM-Omni send and that don't say what the picture is: speed, memory, profiling, where

@@ -24,10 +24,10 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.registry.register(_EngineCollector(engine))
         self._outcomes = Counter(
-            f"{PREFIX}requests", "Image requests that ended, by error code or ok", ["code"], registry=self.registry
+            f"{PREFIX}requests", "Requests that ended, by error code or ok", ["code"], registry=self.registry
         )
         self._latency = self._histogram(
-            "e2e_request_latency_seconds", "From a request's arrival to its answer", _SECONDS
+            "e2e_request_latency_seconds", "From a request's arrival to its pictures or video", _SECONDS
         )
         self._jobs = self._histogram("jobs_per_step", "Jobs that shared a denoising step", _JOBS)
         self._tokens = self._histogram("tokens_per_step", "Tokens in a denoising step", _TOKENS)

@@ -6,20 +6,33 @@ from collections.abc import Iterable
 from typing import Any
 
 from stepbatch.errors import REQUEST_ERRORS, RequestError
-from stepbatch.server.fields import EDIT_FIELDS, FIELDS, IGNORED_OPENAI, IGNORED_OTHERS
-from stepbatch.server.schema import EDITS, GENERATIONS
+from stepbatch.server.fields import (
+    EDIT_FIELDS,
+    EDITS,
+    FIELDS,
+    GENERATIONS,
+    IGNORED_OPENAI,
+    IGNORED_OTHERS,
+    MAX_PAGE,
+    PAGE,
+    VIDEO_FIELDS,
+    VIDEO_FILES,
+    VIDEOS,
+)
+from stepbatch.server.video_store import ID, VARIANTS
 
 Schema = dict[str, Any]
 
 _CODES_ANYWHERE = ("not_found", "method_not_allowed", "internal_error")
-_CODES_OF_IMAGES = tuple(code for code in REQUEST_ERRORS if code not in (*_CODES_ANYWHERE, "request_cancelled"))
+_CODES_ELSEWHERE = ("request_cancelled", "invalid_range", "server_died", "storage_full")
+_CODES_OF_IMAGES = tuple(code for code in REQUEST_ERRORS if code not in (*_CODES_ANYWHERE, *_CODES_ELSEWHERE))
 
 
 def document() -> Schema:
     """OpenAPI 3.1."""
     return {
         "openapi": "3.1.0",
-        "info": {"title": "stepbatch", "version": "1", "description": "Pictures from diffusion models."},
+        "info": {"title": "stepbatch", "version": "1", "description": "Pictures and videos from diffusion models."},
         "paths": {
             GENERATIONS: {
                 "post": _images("createImage", "Make pictures from a prompt", "application/json", "ImageRequest")
@@ -29,6 +42,7 @@ def document() -> Schema:
                     "editImage", "Make pictures from a prompt and images", "multipart/form-data", "EditRequest"
                 )
             },
+            **_video_paths(),
             "/v1/files/{name}": {"get": _file()},
             "/v1/models": {"get": _get("The served model, as a list of one", _ref("ModelList"))},
             "/v1/models/{model}": {
@@ -53,6 +67,46 @@ def _images(operation: str, summary: str, media_type: str, body: str) -> Schema:
     }
 
 
+def _video_paths() -> Schema:
+    forms = {"application/json": "VideoRequest", "multipart/form-data": "VideoForm"}
+    create = {
+        "summary": "Have a video made",
+        "operationId": "createVideo",
+        "requestBody": {
+            "required": True,
+            "content": {media_type: {"schema": _ref(body)} for media_type, body in forms.items()},
+        },
+        "responses": {
+            "200": _json("The video, to be looked after until it is made", _ref("Video")),
+            **_errors((*_CODES_OF_IMAGES, "storage_full")),
+        },
+    }
+    page = _get("The videos that there are, a page of them", _ref("VideoList"), ("invalid_value",))
+    page["parameters"] = [
+        _query("after", {"type": "string", "pattern": f"^{ID}$"}, "The id of the last video before the page"),
+        _query(
+            "limit",
+            {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": PAGE},
+            "The most videos of a page",
+        ),
+        _query("order", {"enum": ["asc", "desc"], "default": "desc"}, "By time of creation"),
+    ]
+    content = _get("A video, or what shows it in one picture", None, ("invalid_value", "invalid_range"), ["video_id"])
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    files = {"description": "The file", "content": {media_type: binary for _, media_type in VARIANTS.values()}}
+    content["responses"] |= {"200": files, "206": {**files, "description": "The part of it that Range asks for"}}
+    content["parameters"].append(_query("variant", {"enum": list(VARIANTS), "default": "video"}, "Which file"))
+    one = f"{VIDEOS}/{{video_id}}"
+    return {
+        VIDEOS: {"post": create, "get": page},
+        one: {
+            "get": _get("How a video is", _ref("Video"), (), ["video_id"]),
+            "delete": _get("Forget a video, or stop making it", _ref("VideoDeleted"), (), ["video_id"]),
+        },
+        f"{one}/content": {"get": content},
+    }
+
+
 def _file() -> Schema:
     picture = {"schema": {"type": "string", "format": "binary"}}
     kinds = {f"image/{name}": picture for name in FIELDS["output_format"]["enum"]}
@@ -74,6 +128,10 @@ def _get(summary: str, schema: Schema | None, codes: Iterable[str] = (), paramet
 
 def _path_parameter(name: str) -> Schema:
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+
+
+def _query(name: str, schema: Schema, description: str) -> Schema:
+    return {"name": name, "in": "query", "schema": schema, "description": description}
 
 
 def _errors(codes: Iterable[str]) -> Schema:
@@ -101,11 +159,24 @@ def _schemas() -> Schema:
         "Status": _object({"status": {"type": "string"}}),
         "Model": _object({"id": {"type": "string"}, "object": {"const": "model"}, "created": {"type": "integer"}}),
         "ModelList": _object({"object": {"const": "list"}, "data": {"type": "array", "items": _ref("Model")}}),
-        "ImageRequest": _request(
-            {name: field if name == "prompt" else _or_null(field) for name, field in FIELDS.items()}, ["prompt"]
-        ),
+        "ImageRequest": _request(_nullable(FIELDS), ["prompt"]),
         "EditRequest": _edit(),
         "ImagesResponse": _answer(),
+        "VideoRequest": _request(_nullable(VIDEO_FIELDS), ["prompt"]),
+        "VideoForm": _request({**VIDEO_FIELDS, **VIDEO_FILES}, ["prompt"]),
+        "Video": _video(),
+        "VideoList": _object(
+            {
+                "object": {"const": "list"},
+                "data": {"type": "array", "items": _ref("Video")},
+                "first_id": {"type": ["string", "null"]},
+                "last_id": {"type": ["string", "null"]},
+                "has_more": {"type": "boolean"},
+            }
+        ),
+        "VideoDeleted": _object(
+            {"id": {"type": "string"}, "object": {"const": "video.deleted"}, "deleted": {"const": True}}
+        ),
     }
 
 
@@ -135,17 +206,62 @@ def _edit() -> Schema:
     return {**schema, "anyOf": [{"required": ["image"]}, {"required": ["image[]"]}]}
 
 
+def _nullable(fields: Schema) -> Schema:
+    return {name: field if name == "prompt" else _or_null(field) for name, field in fields.items()}
+
+
 def _or_null(field: Schema) -> Schema:
-    nullable = {**field, "type": [field["type"], "null"]}
+    kinds = field["type"] if isinstance(field["type"], list) else [field["type"]]
+    nullable = {**field, "type": [*kinds, "null"]}
     if "enum" in field:
         nullable["enum"] = [*field["enum"], None]
     return nullable
 
 
+def _video() -> Schema:
+    number, text, whole = {"type": "number"}, {"type": "string"}, {"type": "integer"}
+    maybe = {"type": ["integer", "null"], "description": "Unix time, seconds"}
+    percent = {
+        **whole,
+        "minimum": 0,
+        "maximum": 100,
+        "description": "Percent of the denoising steps; 100 when it is made",
+    }
+    return _object(
+        {
+            "id": text,
+            "object": {"const": "video"},
+            "created_at": whole,
+            "completed_at": maybe,
+            "expires_at": maybe,
+            "status": {"enum": ["queued", "in_progress", "completed", "failed"]},
+            "progress": percent,
+            "error": {"oneOf": [_error_object(), {"type": "null"}]},
+            "remixed_from_video_id": {"type": "null"},
+            "model": text,
+            "prompt": text,
+            "seconds": {**text, "description": "How long it is, by its frames"},
+            "size": text,
+            "num_frames": whole,
+            "fps": whole,
+            "seed": whole,
+            "ignored": {"type": "array", "items": text, "description": "Fields that had no effect"},
+            "inference_time_s": {**number, "description": "From the first unit of work to the last frame"},
+            "peak_memory_mb": number,
+            "timings": _timings(),
+        },
+        optional=("inference_time_s", "peak_memory_mb", "timings"),
+    )
+
+
+def _timings() -> Schema:
+    number = {"type": "number"}
+    return _object({"queue": number, "encode": number, "denoise": number, "decode": number})
+
+
 def _answer() -> Schema:
     number, text = {"type": "number"}, {"type": "string"}
     picture = _object({"seed": {"type": "integer"}, "b64_json": text, "url": text}, optional=("b64_json", "url"))
-    seconds = _object({"queue": number, "encode": number, "denoise": number, "decode": number})
     return _object(
         {
             "created": {"type": "integer"},
@@ -157,7 +273,7 @@ def _answer() -> Schema:
             "seeds": {"type": "array", "items": {"type": "integer"}},
             "inference_time_s": {**number, "description": "From the first unit of work to the last picture"},
             "peak_memory_mb": number,
-            "timings": {**seconds, "description": "Seconds; of several pictures, the longest of each"},
+            "timings": {**_timings(), "description": "Seconds; of several pictures, the longest of each"},
             "ignored": {"type": "array", "items": text, "description": "Fields that had no effect"},
         }
     )

@@ -1,6 +1,7 @@
 """The fields of an image request as what they ask for: a ``GenerationRequest``, and how it is answered.
 
-Values are checked where they have a meaning: what the model is asked for in ``request.py``, how it is answered here.
+Much of it serves requests for videos too. Values are checked where they have a meaning: what the model is asked for in
+``request.py``, how it is answered here.
 """
 
 from __future__ import annotations
@@ -18,19 +19,20 @@ from stepbatch.model_info import ModelInfo
 from stepbatch.request import GenerationRequest
 from stepbatch.server.fields import (
     BACKGROUNDS,
-    EDIT_FIELDS,
-    FIELDS,
+    EDITS,
+    GENERATIONS,
     HARMLESS,
     IGNORED_OPENAI,
     IGNORED_OTHERS,
     OUTPUT_FORMATS,
     RESPONSE_FORMATS,
+    ROUTES,
+    VIDEOS,
 )
 from stepbatch.sizes import parse_size
 
-GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
-
 _PASSED_ON = (
+    "n",
     "negative_prompt",
     "num_inference_steps",
     "guidance_scale",
@@ -85,15 +87,9 @@ def parse(body: Mapping[str, Any], info: ModelInfo) -> ImageRequest:
         ModelNotFound: another model than the served one.
         InvalidValue: a value of the wrong type, out of range or not served; ``param`` names the field.
     """
-    for name in body:
-        check_known(name)
-    given = {name: value for name, value in body.items() if value is not None}
-    if "model" in given:
-        check_model(given["model"], info)
-    for name, (harmless, reason) in HARMLESS.items():
-        if name in given and (type(given[name]) is not type(harmless) or given[name] != harmless):
-            raise InvalidValue(f"{name} must be {json.dumps(harmless)} or absent: {reason}", name)
-    ignored = [name for name in given if name in IGNORED_OPENAI or name in IGNORED_OTHERS]
+    given, ignored = known_fields(body, info, GENERATIONS)
+    if info.makes_videos:
+        raise InvalidValue(f"the model makes videos; ask for them at {VIDEOS}", "model")
     if _choice(given, "background", BACKGROUNDS, "opaque") == "transparent":
         raise InvalidValue("background can't be transparent: pictures have no alpha channel", "background")
     if "background" in given:
@@ -101,7 +97,7 @@ def parse(body: Mapping[str, Any], info: ModelInfo) -> ImageRequest:
     output_format = _choice(given, "output_format", OUTPUT_FORMATS, "png")
     has_size = given.get("size", "auto") != "auto"
     try:
-        generation = _generation(given)
+        generation = generation_of(given, _PASSED_ON)
     except InvalidValue as error:
         raise _blame(error, None, has_size) from None
     return ImageRequest(
@@ -114,24 +110,46 @@ def parse(body: Mapping[str, Any], info: ModelInfo) -> ImageRequest:
     )
 
 
-def from_texts(texts: Mapping[str, str]) -> dict[str, Any]:
-    """The values that a form's texts stand for, by the types of their fields.
+def known_fields(body: Mapping[str, Any], info: ModelInfo, route: str) -> tuple[dict[str, Any], list[str]]:
+    """The fields of a route that are given, null counting as absent, and the names of those without effect.
+
+    Raises:
+        RequestError: a field that there isn't, another model than the served one, or a wish that no model fulfils.
+    """
+    for name in body:
+        check_known(name, route)
+    given = {name: value for name, value in body.items() if value is not None}
+    if "model" in given:
+        check_model(given["model"], info)
+    for name, (harmless, reason) in HARMLESS.items():
+        if name in given and (type(given[name]) is not type(harmless) or given[name] != harmless):
+            raise InvalidValue(f"{name} must be {json.dumps(harmless)} or absent: {reason}", name)
+    return given, [name for name in given if name in IGNORED_OPENAI or name in IGNORED_OTHERS]
+
+
+def from_texts(texts: Mapping[str, str], route: str = EDITS) -> dict[str, Any]:
+    """The values that the texts of a route's form stand for, by the types of their fields.
 
     An empty text counts as absent, since forms send what was left blank; only a negative prompt can be empty.
 
     Raises:
         InvalidValue: a text is no number, or neither true nor false, where it should be.
     """
-    return {name: _value(name, text) for name, text in texts.items() if text or name == "negative_prompt"}
+    fields = ROUTES[route]
+    return {
+        name: _value(name, text, fields.get(name, {"type": "string"}))  # an ignored one is a string
+        for name, text in texts.items()
+        if text or name == "negative_prompt"
+    }
 
 
-def check_known(name: str, edit: bool = False) -> None:
-    """Raise ``UnknownParameter`` for a field that there isn't, with the one that was perhaps meant."""
-    known: Iterable[str] = (*FIELDS, *IGNORED_OPENAI, *IGNORED_OTHERS, *(EDIT_FIELDS if edit else ()))
+def check_known(name: str, route: str = GENERATIONS) -> None:
+    """Raise ``UnknownParameter`` for a field that a route doesn't have, with the one that was perhaps meant."""
+    known = (*ROUTES[route], *IGNORED_OPENAI, *IGNORED_OTHERS)
     if name in known:
         return
-    if name in EDIT_FIELDS:
-        raise UnknownParameter(f"{name} is a field of {EDITS}, where images are uploaded; not of this route", name)
+    if other := next((path for path, fields in ROUTES.items() if name in fields), None):
+        raise UnknownParameter(f"{name} is a field of {other}, not of this route", name)
     shown = name[:64]
     close = difflib.get_close_matches(shown, known, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
@@ -146,12 +164,17 @@ def check_model(name: object, info: ModelInfo) -> None:
         raise ModelNotFound(f"the model {json.dumps(name[:200])} is not served here; {info.id} is", "model")
 
 
-def _generation(given: Mapping[str, Any]) -> GenerationRequest:
+def generation_of(given: Mapping[str, Any], names: Iterable[str]) -> GenerationRequest:
+    """What is asked of the model, by its prompt, its size and these fields.
+
+    Raises:
+        InvalidValue: a value is missing, of the wrong type or out of range.
+    """
     if "prompt" not in given:
         raise InvalidValue("prompt is required", "prompt")
     width, height = _size(given)
-    optional = {name: given[name] for name in _PASSED_ON if name in given}
-    return GenerationRequest(prompt=given["prompt"], n=given.get("n", 1), width=width, height=height, **optional)
+    optional = {name: given[name] for name in names if name in given}
+    return GenerationRequest(prompt=given["prompt"], width=width, height=height, **optional)
 
 
 def _size(given: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -184,14 +207,20 @@ def _choice(given: Mapping[str, Any], name: str, choices: tuple[str, ...], defau
 
 def _blame(error: RequestError, generation: GenerationRequest | None, has_size: bool) -> RequestError:
     has_images = generation is not None and bool(generation.images)
-    if error.param in ("width", "height"):
-        if has_size:
-            return type(error)(error.message, "size")
-        if generation is not None and generation.width is None and has_images:
-            return type(error)(f"the image's own size can't be drawn, so give one: {error.message}", "size")
+    error = blame_size(error, generation, has_size)
     if error.param == "images":
         hint = "" if has_images else f"; send it to {EDITS}"
         return type(error)(error.message + hint, "image")
+    return error
+
+
+def blame_size(error: RequestError, generation: GenerationRequest | None, has_size: bool) -> RequestError:
+    """The same error, laid on ``size`` where that, or its absence beside an image, made width and height."""
+    if error.param in ("width", "height"):
+        if has_size:
+            return type(error)(error.message, "size")
+        if generation is not None and generation.width is None and generation.images:
+            return type(error)(f"the image's own size can't be drawn, so give one: {error.message}", "size")
     return error
 
 
@@ -208,9 +237,9 @@ _TEXTS: dict[str, tuple[re.Pattern[str], Callable[[str], Any], str]] = {
 }
 
 
-def _value(name: str, text: str) -> Any:
-    field = FIELDS.get(name) or EDIT_FIELDS.get(name) or {"type": "string"}  # an ignored one is a string
-    pattern, convert, kind = _TEXTS[field["type"]]
+def _value(name: str, text: str, field: Mapping[str, Any]) -> Any:
+    kinds = field["type"] if isinstance(field["type"], list) else [field["type"]]
+    pattern, convert, kind = _TEXTS[kinds[0]]
     if not pattern.fullmatch(text):
         raise InvalidValue(f"{name} must be {kind}", name)
     return convert(text)

@@ -1,0 +1,244 @@
+"""Videos in the making: a task for each sees it from the engine through its file to its record's one ending."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Mapping
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stepbatch.duration import seconds_of
+from stepbatch.engine.client import AsyncEngine, Handle
+from stepbatch.engine.messages import FromEngine, Output, Unit
+from stepbatch.errors import InternalError, InvalidValue, RequestCancelled, RequestError, StorageFull
+from stepbatch.request import GenerationRequest
+from stepbatch.server.images import Threads
+from stepbatch.server.metrics import Metrics
+from stepbatch.server.video_request import VideoRequest
+from stepbatch.server.video_store import Record, VideoStore, new_video_id
+from stepbatch.video_files import spritesheet, thumbnail, write_mp4
+
+TIDY_SECONDS = 60.0  # between two looks for what has expired
+RETRY_SECONDS = 1.0  # until a record's ending that couldn't be written is tried again
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class _Job:
+    """A video that the engine works on, or that is being written."""
+
+    id: str
+    handle: Handle
+    arrival: float  # seconds on the monotonic clock, when the request came in at the door
+    progress: int = -1  # percent, as the record has it
+    begun: asyncio.Event = field(default_factory=asyncio.Event)  # set by the first unit of work
+
+
+class VideoJobs:
+    """The videos that this server makes.
+
+    Args:
+        engine: Makes the frames.
+        store: Keeps files and records.
+        metrics: Counts how each ends.
+        threads: Where files are written, and where the store works.
+    """
+
+    def __init__(self, engine: AsyncEngine, store: VideoStore, metrics: Metrics, threads: Threads) -> None:
+        self.engine = engine
+        self.store = store
+        self.metrics = metrics
+        self.threads = threads
+        self._jobs: dict[str, _Job] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._tidying: asyncio.Task[None] | None = None
+        self._closing = asyncio.Event()
+
+    def start(self) -> None:
+        """Begin to look, now and then, for what has expired."""
+        self._tidying = asyncio.create_task(self._tidy(), name="video tidying")
+
+    async def close(self) -> None:
+        """End what the engine still works on, finish what is being written, and let go of the store."""
+        self._closing.set()
+        for id in list(self._jobs):
+            self.engine.cancel(id)
+        await asyncio.gather(*self._tasks, *([self._tidying] if self._tidying else []))
+        await self.threads.record(self.store.close)
+
+    async def submit(self, wanted: VideoRequest, arrival: float) -> Record:
+        """Have a video made; returns its record, before anything has been done.
+
+        Raises:
+            RequestError: it can't be made.
+        """
+        id, kept = new_video_id(), False
+        try:
+            handle = self.engine.submit(wanted.generation, id)
+        except InvalidValue as error:
+            raise wanted.blame(error) from None
+        self._jobs[id] = job = _Job(id, handle, arrival)
+        try:
+            record = await self.threads.record(lambda: self.store.add(id, self._about(wanted, handle.request)))
+            kept = True
+        finally:
+            if not kept:
+                self.engine.cancel(id)
+                del self._jobs[id]
+        task = asyncio.create_task(self._see_through(job), name=f"video {id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return record
+
+    async def delete(self, id: str) -> None:
+        """Forget a video, and stop making it; raises ``NotFound`` if there is none."""
+        await self.threads.record(lambda: self.store.delete(id))
+        self.engine.cancel(id)
+
+    def on_message(self, message: FromEngine) -> None:
+        """Notice which videos the engine has begun to work on."""
+        if isinstance(message, Unit):
+            for id, _ in message.jobs:
+                if id in self._jobs:
+                    self._jobs[id].begun.set()
+
+    async def _see_through(self, job: _Job) -> None:
+        """Make a video, and write down how that ended, whatever it was."""
+        making = asyncio.ensure_future(self._make(job))
+        try:
+            await asyncio.wait({making})
+        finally:
+            making.cancel()
+            self.engine.cancel(job.id)
+            del self._jobs[job.id]
+        error = _as_request_error(making.exception())
+        self.metrics.ended(error.code if error else "ok", time.monotonic() - job.arrival)
+        if error:
+            await self._fail(job.id, error)
+
+    async def _make(self, job: _Job) -> None:
+        output = await self._output(job)
+        seconds = time.monotonic() - job.handle.arrival
+        fps = job.handle.request.fps
+        assert fps is not None
+        parts = self.store.parts(job.id)
+        await self.threads.run(lambda: _write(parts, output, fps))
+        more = self._figures(output, seconds)
+        await self.threads.record(lambda: self.store.finish(job.id, more))
+
+    async def _output(self, job: _Job) -> Output:
+        """The frames, when they are there; until then, the record is told of every step."""
+        await _first(job.begun.wait(), job.handle.wait())
+        if not job.handle.ended:
+            await self._tell(job, 0)
+        outputs = []
+        async with aclosing(job.handle.events()) as events:
+            async for event in events:
+                if isinstance(event, Output):
+                    outputs.append(event)
+                else:
+                    await self._tell(job, min(99, 100 * event.step // event.steps))  # 100 is the file
+        (output,) = outputs
+        return output
+
+    async def _tell(self, job: _Job, progress: int) -> None:
+        """Put progress into the record; never less than before, though steps begin anew where the engine does.
+
+        Raises:
+            RequestCancelled: the record was deleted, by another server.
+        """
+        if progress > job.progress:
+            job.progress = progress
+            if not await self.threads.record(lambda: self.store.advance(job.id, progress)):
+                raise RequestCancelled("the video was deleted")
+
+    async def _fail(self, id: str, error: RequestError) -> None:
+        """Write down why there will be no video. Where there is no room even for that, go on trying."""
+        while True:
+            try:
+                await self.threads.record(lambda: self.store.fail(id, error))
+                return
+            except (sqlite3.Error, OSError) as problem:
+                log.error("the record of %s can't be written: %s", id, problem)
+            if await self._closes_within(RETRY_SECONDS):
+                return  # whoever opens the folder next sees that this server has ended
+
+    async def _tidy(self) -> None:
+        while not await self._closes_within(TIDY_SECONDS):
+            try:
+                await self.threads.record(self.store.tidy)
+            except (sqlite3.Error, OSError) as error:
+                log.error("videos that have expired can't be deleted: %s", error)
+
+    async def _closes_within(self, seconds: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
+        return self._closing.is_set()
+
+    def _about(self, wanted: VideoRequest, request: GenerationRequest) -> dict[str, Any]:
+        """What is known of a video from the start; ``request`` is resolved."""
+        info = self.engine.info
+        assert request.fps is not None
+        width, height = request.size
+        idle = [name for name in request.without_effect(info) if getattr(wanted.generation, name) is not None]
+        return {
+            "model": info.id,
+            "prompt": request.prompt,
+            "seconds": seconds_of(request.frames, request.fps),
+            "size": f"{width}x{height}",
+            "num_frames": request.frames,
+            "fps": request.fps,
+            "seed": request.seed,
+            "ignored": [*wanted.ignored, *idle],
+        }
+
+    def _figures(self, output: Output, seconds: float) -> dict[str, Any]:
+        times = output.times
+        return {
+            "inference_time_s": round(seconds - times.queue, 6),
+            "peak_memory_mb": self.engine.stats.peak_memory_mb,
+            "timings": {
+                "queue": round(times.queue, 6),
+                "encode": round(times.encode, 6),
+                "denoise": round(times.denoise, 6),
+                "decode": round(times.decode, 6),
+            },
+        }
+
+
+def _write(parts: Mapping[str, Path], output: Output, fps: int) -> None:
+    write_mp4(parts["video"], output, fps)
+    parts["thumbnail"].write_bytes(thumbnail(output))
+    parts["spritesheet"].write_bytes(spritesheet(output))
+    for part in parts.values():  # a record that says completed must not come to the disk before them
+        with part.open("rb") as file:
+            os.fsync(file)
+
+
+def _as_request_error(error: BaseException | None) -> RequestError | None:
+    """What a caller is told of an error."""
+    if error is None or isinstance(error, RequestError):
+        return error
+    log.error("a video could not be made", exc_info=error)
+    if isinstance(error, OSError | sqlite3.Error):
+        return StorageFull("the video can't be written: the server's log has more")
+    return InternalError("internal error; the server's log has more")
+
+
+async def _first(*waits: Any) -> None:
+    """Wait for one of these, and cancel the others."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

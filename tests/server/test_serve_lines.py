@@ -1,0 +1,73 @@
+"""Command lines with which others serve these models, as they are; the weights are random, and few."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+MODELS = ["Qwen/Qwen-Image-2512", "Tongyi-MAI/Z-Image-Turbo", "black-forest-labs/FLUX.1-dev"]
+LINE = "serve --model-path {model} --backend diffusers --num-gpus 1 --port 0 --dit-layerwise-offload true"
+BATCHED = "--dynamic-batch-max-size 8 --dynamic-batch-delay-ms 5"
+SHRUNK = "--load-format dummy --dummy-size small"
+BURST = 4
+
+
+@pytest.fixture
+def url(request: pytest.FixtureRequest) -> Iterator[str]:
+    command = [sys.executable, "-m", "stepbatch", *request.param.split(), *SHRUNK.split()]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        assert "http://" in line, process.communicate()
+        yield line.split()[-1]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def draw(url: str, seed: int) -> dict[str, Any]:
+    body = {"prompt": "a cat " * (seed + 1), "size": "64x64", "num_inference_steps": 2, "seed": seed}
+    answer = httpx.post(f"{url}/v1/images/generations", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json()["data"][0])
+
+
+def calls(url: str) -> tuple[int, int]:
+    """How many calls there were, and how many jobs they had."""
+    metrics = httpx.get(f"{url}/metrics").text
+    found = dict(re.findall(r"^stepbatch:jobs_per_step_(count|sum)(?:\{.*\})? ([\d.]+)$", metrics, re.MULTILINE))
+    return int(float(found["count"])), int(float(found["sum"]))
+
+
+def burst(url: str) -> None:
+    with ThreadPoolExecutor(BURST) as pool:
+        pictures = list(pool.map(lambda seed: draw(url, seed), range(BURST)))
+    assert len({picture["b64_json"] for picture in pictures}) == BURST
+
+
+@pytest.mark.parametrize("url", [LINE.format(model=model) for model in MODELS], indirect=True, ids=MODELS)
+def test_a_burst_is_answered(url: str) -> None:
+    burst(url)
+    assert calls(url)[1] == BURST
+
+
+@pytest.mark.parametrize(
+    "url", [f"{LINE.format(model=model)} {BATCHED}" for model in MODELS], indirect=True, ids=MODELS
+)
+def test_a_burst_shares_calls(url: str) -> None:
+    draw(url, 100)  # the first call warms up
+    burst(url)
+    made, jobs = calls(url)
+    assert jobs == 1 + BURST
+    assert made < 1 + BURST
