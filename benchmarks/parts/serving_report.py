@@ -18,6 +18,7 @@ SERVERS = {
     "litserve_server": "LitServe",
     "ray_server": "Ray Serve",
 }
+NAMES = SERVERS | {"in_process": "the pipeline in one process"}  # which is no server
 OURS = "ours"
 
 TITLES = {
@@ -25,6 +26,7 @@ TITLES = {
     "steps": "Mixed steps",
     "everything": "Mixed everything",
     "poisson": "Mixed everything, at random times",
+    "signatures": "Mixed sizes and steps",  # of whole pipelines
 }
 COLUMNS = ("server", "req/s", "mean, s", "P99, s", "jobs a step", "throughput", "mean latency")
 
@@ -46,7 +48,7 @@ class Row:
 
     def cells(self) -> list[str]:
         """As text, in the order of ``COLUMNS``."""
-        name = SERVERS[self.server] + f" ({self.unanswered} unanswered)" * bool(self.unanswered)
+        name = NAMES[self.server] + f" ({self.unanswered} unanswered)" * bool(self.unanswered)
         rate = f"{self.throughput:.2f} ({self.least:.2f} to {self.most:.2f})"
         ratios = [f"{ratio:.2f}x" if ratio else "" for ratio in (self.faster, self.sooner)]
         return [
@@ -63,7 +65,7 @@ def rows(data: Mapping[str, Any], checkpoint: str, workload: str) -> list[Row]:
     for run in data["runs"]:
         if (run["checkpoint"], run["workload"]) == (checkpoint, workload):
             runs.setdefault(run["server"], []).append(run["summary"])
-    names = sorted(runs, key=lambda name: (name != OURS, list(SERVERS).index(name)))
+    names = sorted(runs, key=lambda name: (name != OURS, list(NAMES).index(name)))
     ours = runs.get(OURS, [])
     return [_row(name, runs[name], ours if name != OURS else []) for name in names]
 

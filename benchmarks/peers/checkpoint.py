@@ -13,10 +13,17 @@ import hashlib
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from stepbatch.models.dummy import randomize
@@ -79,14 +86,23 @@ def checkpoint(folder: Path | None = None) -> Path:
     Args:
         folder: Where it goes; without one, a folder of temporary files, to be found again by the next run.
     """
-    shape = repr((TRANSFORMER, VAE, T5, CLIP, SCHEDULER)).encode()
-    kept = Path(tempfile.gettempdir()) / f"stepbatch-{os.getuid()}-{hashlib.sha256(shape).hexdigest()[:12]}"
-    folder = folder or kept / NAME
+    return written(_make, NAME, repr((TRANSFORMER, VAE, T5, CLIP, SCHEDULER)), folder)
+
+
+def written(make: Callable[[], DiffusionPipeline], name: str, shape: str, folder: Path | None) -> Path:
+    """What ``make`` makes, written where it isn't yet.
+
+    Args:
+        name: Of the folder of temporary files, where none is given.
+        shape: All that the weights depend on.
+    """
+    digest = hashlib.sha256(shape.encode()).hexdigest()[:12]
+    folder = folder or Path(tempfile.gettempdir()) / f"stepbatch-{os.getuid()}-{digest}" / name
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
-            _make().save_pretrained(Path(unfinished) / NAME)
-            (Path(unfinished) / NAME).rename(folder)  # so that a folder is there only when it is whole
+            make().save_pretrained(Path(unfinished) / name)
+            (Path(unfinished) / name).rename(folder)  # so that a folder is there only when it is whole
     return folder
 
 

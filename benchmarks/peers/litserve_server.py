@@ -14,14 +14,14 @@ from typing import Any
 
 import litserve
 from fastapi import Response
-from shared import BATCH_WAIT, MAX_PICTURES, ROUTE, Body, answer, arguments, draw_all, load
+from shared import MAX_PICTURES, ROUTE, Body, answer, arguments, draw_all, load
 
 
 class Images(litserve.LitAPI):
     """The route; each method is LitServe's."""
 
-    def __init__(self, model_path: str, threads: int) -> None:
-        super().__init__(max_batch_size=MAX_PICTURES, batch_timeout=BATCH_WAIT, api_path=ROUTE)
+    def __init__(self, model_path: str, threads: int, wait: float) -> None:
+        super().__init__(max_batch_size=MAX_PICTURES, batch_timeout=wait, api_path=ROUTE)
         self.settings = model_path, threads
 
     def setup(self, device: str) -> None:
@@ -41,6 +41,6 @@ class Images(litserve.LitAPI):
 
 if __name__ == "__main__":
     options = arguments(__doc__)
-    api = Images(options.model_path, options.num_threads)
+    api = Images(options.model_path, options.num_threads, options.batch_wait)
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1, timeout=False)
     server.run(host=options.host, port=options.port, log_level="warning", generate_client_file=False)

@@ -21,7 +21,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # before the import, which looks at
 import ray
 from fastapi import FastAPI, HTTPException, Response
 from ray import serve
-from shared import BATCH_WAIT, MAX_PICTURES, ROUTE, Body, answer, arguments, draw_all, load
+from shared import MAX_PICTURES, ROUTE, Body, answer, arguments, draw_all, load
 
 app = FastAPI()
 
@@ -31,10 +31,11 @@ app = FastAPI()
 class Images:
     """The replica."""
 
-    def __init__(self, model_path: str, threads: int) -> None:
+    def __init__(self, model_path: str, threads: int, wait: float) -> None:
         self.pipeline = load(model_path, threads)
+        self.draw.set_batch_wait_timeout_s(wait)
 
-    @serve.batch(max_batch_size=MAX_PICTURES, batch_wait_timeout_s=BATCH_WAIT)
+    @serve.batch(max_batch_size=MAX_PICTURES)
     async def draw(self, bodies: list[Body]) -> list[Any]:
         return await asyncio.to_thread(draw_all, self.pipeline, bodies)
 
@@ -58,7 +59,7 @@ def main() -> None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())
         try:
             serve.start(http_options={"host": options.host, "port": options.port})
-            serve.run(Images.bind(options.model_path, options.num_threads))
+            serve.run(Images.bind(options.model_path, options.num_threads, options.batch_wait))
             threading.Event().wait()
         finally:
             ray.shutdown()

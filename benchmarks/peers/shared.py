@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import inspect
 import io
 import json
 import random
@@ -49,13 +50,16 @@ class Body(BaseModel):
         return self.size, self.num_inference_steps, self.guidance_scale, self.max_sequence_length
 
 
-def arguments(description: str | None) -> argparse.Namespace:
-    """The flags that every server has."""
+def arguments(description: str | None, *required: str) -> argparse.Namespace:
+    """The flags that every server has, and those that one needs besides."""
     parser = argparse.ArgumentParser(description=description)
+    for flag in required:
+        parser.add_argument(flag, required=True)
     parser.add_argument("--model-path", required=True, help="a checkpoint's folder in diffusers' layout")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--num-threads", type=int, default=1, help="that the model computes with")
+    parser.add_argument("--batch-wait", type=float, default=BATCH_WAIT, help="seconds that a batch is waited for")
     return parser.parse_args()
 
 
@@ -104,6 +108,8 @@ def draw(pipeline: Any, bodies: Sequence[Body]) -> list[list[Image.Image]]:
     if width % (multiple := 2 * pipeline.vae_scale_factor) or height % multiple:
         raise ValueError(f"width and height must be multiples of {multiple}, not {first.size}")
     pictures = [(body, body.seed + i) for body in bodies for i in range(body.n)]
+    taken = inspect.signature(pipeline.__call__).parameters
+    limit = {"max_sequence_length": first.max_sequence_length} if "max_sequence_length" in taken else {}
     drawn: list[Image.Image] = []
     for at in range(0, len(pictures), MAX_PICTURES):
         part = pictures[at : at + MAX_PICTURES]
@@ -115,7 +121,7 @@ def draw(pipeline: Any, bodies: Sequence[Body]) -> list[list[Image.Image]]:
                 height=height,
                 num_inference_steps=first.num_inference_steps,
                 guidance_scale=first.guidance_scale,
-                max_sequence_length=first.max_sequence_length,
+                **limit,
                 generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in part],
             ).images
     rest = iter(drawn)

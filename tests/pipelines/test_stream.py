@@ -1,0 +1,163 @@
+"""One checkpoint under all kinds of requests at once: who shares a call, who hangs up, and whose fault is whose."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from tests.pipelines import bursts
+from tests.pipelines.asked import picture, requests
+from tests.pipelines.checkpoints import UNKNOWN
+from tests.pipelines.conftest import Checkpoints
+from tests.pipelines.server import WIDTH, Serving, serving
+
+from stepbatch import GenerationRequest
+
+# diffusers' own: some of its noise schedules hand torch's tensors to numpy
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+KIND = "stable-diffusion"
+BY_IMAGE = "stable-diffusion, image-to-image"
+LONG = 800  # steps: of a call that takes ten seconds or more
+SOON = 3.0  # seconds
+
+
+@pytest.fixture(scope="module")
+def folder(checkpoint: Checkpoints) -> Path:
+    return checkpoint(KIND)
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    with serving(folder, tmp_path_factory.mktemp("server")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def pipeline(folder: Path) -> Any:
+    return bursts.load(folder)
+
+
+def mixed() -> list[tuple[str, GenerationRequest]]:
+    """Pairs that may share a call: two sizes, two numbers of steps, from a prompt alone or from an image."""
+    found = []
+    for asked, size, steps in itertools.product((KIND, BY_IMAGE), ((64, 48), (40, 64)), (2, 3)):
+        for request in requests(asked, 2):
+            seed = 100 + len(found)
+            images = tuple(picture(image.width, image.height, seed) for image in request.images)
+            fields = {"width": size[0], "height": size[1], "num_inference_steps": steps, "seed": seed, "images": images}
+            found.append((asked, replace(request, **fields)))
+    return found
+
+
+def test_a_burst_gets_what_each_gets_alone(server: Serving, folder: Path) -> None:
+    bursts.hold(KIND, server, folder)
+
+
+def test_what_may_share_a_call_does_and_nothing_else(server: Serving, folder: Path, pipeline: Any) -> None:
+    wanted = mixed()
+    wanted = wanted[::2] + wanted[1::2]  # so that those that may share a call are apart
+    calls, jobs = server.calls()
+    drawn = server.ask_all([request for _, request in wanted])
+    assert server.calls() == (calls + len(wanted) // 2, jobs + len(wanted))
+    for (asked, request), ours in zip(wanted, drawn, strict=True):
+        bursts.same(ours, bursts.reference(asked, pipeline, request, folder), request)
+
+
+def test_outputs_of_one_request_share_a_call(server: Serving, folder: Path, pipeline: Any) -> None:
+    request = replace(requests(KIND)[1], n=WIDTH, seed=50)
+    calls, jobs = server.calls()
+    drawn = server.ask(request)
+    assert server.calls() == (calls + 1, jobs + WIDTH)
+    for i, ours in enumerate(drawn):
+        one = replace(request, n=1, seed=50 + i)
+        bursts.same(ours[None], bursts.reference(KIND, pipeline, one, folder), one)
+
+
+def hang_up(server: Serving, request: GenerationRequest, after: float) -> None:
+    """Send a request, and close the connection before the answer."""
+    with httpx.Client(base_url=server.http.base_url, timeout=after) as client, pytest.raises(httpx.ReadTimeout):
+        Serving(client).post(request)
+
+
+def test_a_call_that_nobody_waits_for_any_more_stops_soon(server: Serving, folder: Path, pipeline: Any) -> None:
+    first, second = (replace(request, num_inference_steps=LONG) for request in requests(KIND, 2))
+    leaving = [threading.Thread(target=hang_up, args=(server, request, 2.0)) for request in (first, second)]
+    for thread in leaving:
+        thread.start()
+    assert server.within(2.0, lambda: server.metric("num_requests_running") == 2)
+    for thread in leaving:
+        thread.join()
+    began = time.monotonic()
+    assert server.within(SOON, lambda: server.metric("num_requests_running") == 0)
+    request = requests(KIND)[2]
+    bursts.same(server.ask(request), bursts.reference(KIND, pipeline, request, folder), request)
+    assert time.monotonic() - began < 2 * SOON
+
+
+def test_one_that_hangs_up_leaves_the_others_in_peace(server: Serving, folder: Path, pipeline: Any) -> None:
+    leaves, stays = (replace(request, num_inference_steps=100) for request in requests(KIND, 2))
+    calls, _ = server.calls()
+    leaving = threading.Thread(target=hang_up, args=(server, leaves, 0.8))
+    leaving.start()
+    drawn = server.ask(stays)
+    leaving.join()
+    assert server.calls()[0] == calls + 1
+    bursts.same(drawn, bursts.reference(KIND, pipeline, stays, folder), stays)
+
+
+def test_one_that_the_pipeline_cannot_draw_fails_alone(server: Serving, folder: Path, pipeline: Any) -> None:
+    wanted = requests(KIND)
+    wanted[1] = replace(wanted[1], prompt=f"a {UNKNOWN} thing")
+    answers: dict[int, httpx.Response] = {}
+    threads = [
+        threading.Thread(target=lambda i=i, request=request: answers.update({i: server.post(request)}))
+        for i, request in enumerate(wanted)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    bad = answers.pop(1)
+    assert (bad.status_code, bad.json()["error"]["code"]) == (500, "generation_failed")
+    assert [answer.status_code for answer in answers.values()] == [200] * 3
+    again = server.ask_all([wanted[i] for i in (0, 2, 3)])
+    for ours, i in zip(again, (0, 2, 3), strict=True):
+        bursts.same(ours, bursts.reference(KIND, pipeline, wanted[i], folder), wanted[i])
+
+
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
+def test_an_over_long_prompt_is_refused_at_the_door(server: Serving, field: str) -> None:
+    calls = server.calls()
+    answer = server.post(replace(requests(KIND)[0], **{field: "boats " * 100}))
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_value", field)
+    assert "77" in error["message"] or "75" in error["message"]
+    assert server.calls() == calls
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("size", "60x48"), ("true_cfg_scale", 2.0), ("num_frames", 5), ("max_sequence_length", 20), ("flow_shift", 2.0)],
+)
+def test_what_the_pipeline_has_no_use_for_is_refused_by_name(server: Serving, field: str, value: object) -> None:
+    answer = server.http.post("/v1/images/generations", json={"prompt": "a cat", field: value})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == field
+
+
+def test_defaults_are_the_pipelines_own(server: Serving) -> None:
+    [model] = server.http.get("/v1/models").json()["data"]
+    assert model["id"] == KIND
+    drawn = server.ask(GenerationRequest(prompt="a cat", seed=1, num_inference_steps=1))
+    assert drawn.shape == (1, 64, 64, 3)
+    assert np.ptp(drawn) > 100
