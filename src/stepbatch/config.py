@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from stepbatch.demo import MODEL_PATH
@@ -166,8 +166,8 @@ class ServerConfig:
     video_dir: str = option(
         "", "where videos and their records are kept; without it, stepbatch/videos where XDG_DATA_HOME says"
     )
-    video_ttl_seconds: float = option(86400.0, "how long a finished video is kept", low=1)
-    video_disk_mb: float = option(10240.0, "room for finished videos, MiB; the oldest go first", low=0)
+    video_ttl_seconds: float = option(86400.0, "how long a finished video is kept", low=1, high=1e9)
+    video_disk_mb: float = option(10240.0, "room for finished videos, MiB; the oldest go first", low=0, high=1e9)
     drain_seconds: float = option(30.0, "how long requests in flight may take to finish at shutdown", low=0)
 
     def __post_init__(self) -> None:
@@ -182,3 +182,7 @@ class EngineConfig:
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     defaults: DefaultsConfig = field(default_factory=DefaultsConfig)
+
+    def undelayed(self) -> EngineConfig:
+        """The same where all requests are known from the start, so that nothing gains by waiting for company."""
+        return replace(self, batching=replace(self.batching, dynamic_batch_delay_ms=0.0))

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from stepbatch.config import BatchingConfig, EngineConfig, ModelConfig
 from stepbatch.engine.engine import FIRST_UNIT_SECONDS, Engine, Tick
+from stepbatch.engine.local import load_engine
 from stepbatch.engine.messages import Cancelled, Failure, FromEngine, Output, Progress, Stats, Submit, Unit
 from stepbatch.errors import GenerationFailed, InvalidModelOutput, InvalidValue, RequestError
 from stepbatch.request import GenerationRequest, Job
@@ -395,3 +396,34 @@ def test_a_step_says_how_long_a_batch_still_waits_for_company() -> None:
     assert one.engine.step() == 0
     assert one.engine.idle
     assert one.engine.step() == float("inf")
+
+
+def test_a_long_call_is_not_held_to_what_a_short_one_took() -> None:
+    one, _ = whole_calls()
+    for name, steps in (("short", 1), ("long", 50), ("short again", 1)):
+        one.submit(name, steps=steps)
+        one.finish()
+    first = {name: next(u.seconds for u in one.units("denoise") if (name, 0) in u.jobs) for name, _ in [*_named(one)]}
+    assert first["short"] == first["long"] == FIRST_UNIT_SECONDS
+    assert first["short again"] < FIRST_UNIT_SECONDS
+
+
+def _named(one: Recorded) -> set[tuple[str, int]]:
+    return {job for unit in one.units("denoise") for job in unit.jobs}
+
+
+def test_where_all_requests_are_known_none_waits_for_company() -> None:
+    batching = BatchingConfig(dynamic_batch_delay_ms=60_000)
+    config = EngineConfig(model=ModelConfig(backend="fake", fake_step_ms=0), batching=batching)
+    assert config.undelayed().batching == BatchingConfig()
+    assert config.undelayed().model == config.model
+    assert load_engine(config).scheduler.limits.dynamic_batch_delay_ms == 0
+
+
+def test_how_long_units_take_is_not_remembered_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stepbatch.engine.engine.MOST_SIZES", 4)
+    one, _ = whole_calls()
+    for steps in range(1, 10):
+        one.submit(f"steps {steps}", steps=steps)
+        one.finish()
+        assert len(one.engine._seconds) <= 4

@@ -292,12 +292,13 @@ def test_a_full_batch_waits_for_nobody() -> None:
     assert head.state is JobState.WAITING
 
 
-def test_a_batch_with_no_room_for_the_next_is_full() -> None:
+@pytest.mark.parametrize(("tokens", "count", "room_for"), [(6, 2, 1), (6, 1, 1), (11, 1, 1), (5, 1, None), (5, 2, 2)])
+def test_a_batch_with_no_room_for_another_is_full(tokens: int, count: int, room_for: int | None) -> None:
     under_test = scheduler(tokens=10, delay_ms=100)
-    jobs = [job(tokens=6, signature="a", arrival=0.0), job(tokens=6, signature="a", arrival=0.01)]
+    jobs = [job(tokens=tokens, signature="a", arrival=0.01 * index) for index in range(count)]
     for one in jobs:
         under_test.add(one)
-    assert under_test.schedule(0.02).denoise == jobs[:1]
+    assert under_test.schedule(0.02).denoise == (jobs[:room_for] if room_for else [])
 
 
 def test_who_has_no_company_waits_for_none() -> None:

@@ -160,7 +160,7 @@ async def test_a_video_larger_than_all_room_fails(tmp_path: Path) -> None:
         assert list(made.store.files.iterdir()) == []
 
 
-async def test_a_deleted_video_is_made_no_further(tmp_path: Path) -> None:
+async def test_a_deleted_video_is_made_no_further(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with making(tmp_path) as made:
         id, handle = await made.ask()
         await made.jobs.delete(id)
@@ -171,6 +171,8 @@ async def test_a_deleted_video_is_made_no_further(tmp_path: Path) -> None:
         handle.tell(frames(handle))
         await made.jobs.delete(id)  # while its file is written
     assert list(made.store.files.iterdir()) == []
+    assert made.codes() == {"request_cancelled": 2}
+    assert "could not be made" not in caplog.text
 
 
 async def test_a_video_that_another_server_deletes_is_made_no_further(tmp_path: Path) -> None:

@@ -234,7 +234,7 @@ def measure(
     """
     run, clock = run or Run(), DeviceClock(device_of(runner))
     timed = TimedRunner(runner, clock)
-    engine = Engine(timed, config, emit=run.take)
+    engine = Engine(timed, config.undelayed(), emit=run.take)
     bar = progress.add_task("images", total=sum(request.n for request in requests)) if progress else None
     clock.wait()
     began = time.monotonic()

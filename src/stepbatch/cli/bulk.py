@@ -145,7 +145,7 @@ class Bulk:
         self.source = source
         self.results = results
         self.info = runner.info
-        self.engine = Engine(runner, config, emit=self._on_message)
+        self.engine = Engine(runner, config.undelayed(), emit=self._on_message)
         self.window = AHEAD * config.batching.dynamic_batch_max_size
         self.progress = progress
         self.made = self.skipped = self.failed = 0
@@ -223,7 +223,12 @@ class Bulk:
             self._on_failure(message.request_id, message.index, message)
             self._advance("outputs", 1)
         elif isinstance(message, Steps):
-            self._advance("steps", len(message.jobs))
+            self._advance("steps", sum(self._counts(*job) for job in message.jobs))
+
+    def _counts(self, name: str, index: int, step: int, steps: int) -> bool:
+        """Whether a step is one of those that were counted on; some noise schedules of diffusers take more."""
+        known = self._open.get((name, index))
+        return known is not None and step <= self._steps(known[1])
 
     def _on_failure(self, name: str, index: int, error: Failure | RequestError) -> None:
         self.failed += 1

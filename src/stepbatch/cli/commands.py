@@ -17,7 +17,7 @@ USAGE = """usage: stepbatch COMMAND ...
 Serve diffusion models with requests that share every denoising step.
 
 commands:
-  serve       serve a model over HTTP, with OpenAI's image API
+  serve       serve a model over HTTP, with OpenAI's image and video API
   generate    make pictures or videos from prompts or a file of requests, without a server
   edit        make pictures from images and a prompt, without a server
   demo        serve the bundled model, send it a burst of requests, and lay out what came
@@ -52,7 +52,7 @@ def _version(arguments: Sequence[str]) -> int:
 
 def serve_parser() -> Parser:
     """The flags of ``stepbatch serve``."""
-    parser = Parser("serve", "stepbatch serve [FLAG ...]", "Serve a model over HTTP, with OpenAI's image API.")
+    parser = Parser("serve", "stepbatch serve [FLAG ...]", "Serve a model over HTTP, with OpenAI's API.")
     for cls in (ModelConfig, BatchingConfig, MemoryConfig, DefaultsConfig, ServerConfig):
         parser.add_config(cls)
     return parser

@@ -22,6 +22,7 @@ from stepbatch.request import GenerationRequest, Job, JobState
 log = logging.getLogger(__name__)
 
 FIRST_UNIT_SECONDS = 600.0  # what a unit is said to take until one of its kind and size has been measured
+MOST_SIZES = 4096  # that are remembered at once
 
 Tick = Callable[[int, int], None]
 
@@ -91,7 +92,7 @@ class Engine:
         self.emit = emit
         self.poll = poll
         self.stats = Stats()
-        self._seconds: dict[tuple[str, int], float] = {}  # kind and size of unit -> the most it has taken
+        self._seconds: dict[Hashable, float] = {}  # the most that a unit of this kind and size has taken
         self._ids = count()
 
     def submit(self, message: Submit) -> None:
@@ -209,7 +210,7 @@ class Engine:
             if error:
                 self._fail(members[0], error)
             else:
-                self._seconds[size] = max(seconds, self._seconds.get(size, 0.0))
+                self._remember(size, seconds)
             for job in members:
                 if kind == "encode":
                     job.times.queue = began - job.arrival
@@ -217,11 +218,17 @@ class Engine:
             self.poll()
         return [job for job in jobs if not job.ended]
 
-    def _announce(self, kind: str, jobs: Sequence[Job]) -> tuple[str, int]:
+    def _announce(self, kind: str, jobs: Sequence[Job]) -> Hashable:
         """Say that a unit of work begins, and how long it may take; returns the kind and size it is remembered by."""
-        size = kind, sum(job.tokens for job in jobs).bit_length()  # small units say nothing of large ones
+        # Small units say nothing of large ones, nor calls of few steps of those of many.
+        size = kind, sum(job.tokens for job in jobs).bit_length(), jobs[0].signature
         self.emit(Unit(kind, [job.id for job in jobs], self._seconds.get(size, FIRST_UNIT_SECONDS)))
         return size
+
+    def _remember(self, size: Hashable, seconds: float) -> None:
+        if len(self._seconds) == MOST_SIZES:  # callers choose signatures, and must not fill the memory with them
+            self._seconds.clear()
+        self._seconds[size] = max(seconds, self._seconds.get(size, 0.0))
 
     def _tick(self, jobs: Sequence[Job], step: int, steps: int) -> None:
         """Between two steps of a whole call: tell of it and take in what came, for as long as somebody waits for it."""

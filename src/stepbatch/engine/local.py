@@ -14,4 +14,4 @@ def load_engine(config: EngineConfig | None = None) -> Engine:
         SetupError: the model can't be loaded as asked.
     """
     config = config or EngineConfig()
-    return Engine(load_runner(config), config)
+    return Engine(load_runner(config), config.undelayed())

@@ -41,7 +41,7 @@ class _Group:
     """Jobs that may share a step."""
 
     jobs: list[Job] = field(default_factory=list)
-    full: bool = False  # more jobs would not change it
+    full: bool = False  # there is no room for another of the same signature, and so of the same size
 
 
 class Scheduler:
@@ -132,7 +132,6 @@ class Scheduler:
             if len(group.jobs) == self.limits.dynamic_batch_max_size:
                 break
             if group.jobs and job.tokens > room:
-                group.full = True
                 continue
             if job.state is JobState.WAITING:
                 encodes.setdefault(job.request_id, max(1, len(job.request.images)))
@@ -141,7 +140,7 @@ class Scheduler:
                     continue
             group.jobs.append(job)
             room -= job.tokens
-        group.full |= len(group.jobs) == self.limits.dynamic_batch_max_size
+        group.full = len(group.jobs) == self.limits.dynamic_batch_max_size or head.tokens > room
         return group
 
     def _due(self, group: _Group) -> float:

@@ -46,9 +46,7 @@ def load_model(config: EngineConfig) -> Model:
     folder = find_checkpoint(config.model)
     pipeline = read_index(folder, weights=config.model.load_format != "dummy")["_class_name"]
     if pipeline not in NATIVE:
-        raise NotNative(
-            f"{config.model.model_path} is a {pipeline}, which has no native model; there are: {', '.join(NATIVE)}"
-        )
+        raise NotNative(f"{config.model.model_path} is a {pipeline}, which has no native model")
     model = NATIVE[pipeline](config, folder)
     _check_defaults(model)
     return model

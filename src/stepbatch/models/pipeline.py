@@ -164,4 +164,12 @@ def _sibling(loaded: Loaded, name: str) -> Call:
     missing = [name for name, p in known.items() if p.default is p.empty and name not in given]
     if missing:
         raise ValueError(f"it has no {missing[0]}")
+    own = inspect.signature(type(loaded.pipeline)).parameters
+    lost = [
+        name
+        for name, value in loaded.pipeline.config.items()
+        if name in own and name not in parts and name not in known and value != own[name].default
+    ]
+    if lost:
+        raise ValueError(f"it has no setting {lost[0]}, which is {loaded.pipeline.config[lost[0]]} in the checkpoint")
     return Call(cls(**given))

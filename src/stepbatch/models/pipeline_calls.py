@@ -11,14 +11,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from stepbatch.errors import ContentRejected, GenerationFailed, InvalidModelOutput, InvalidValue, RequestError
 from stepbatch.image import InputImage
-from stepbatch.models.pipeline_table import FIXED, FRAMES, QUIRKS, RATES, UNSERVED, Kind, Quirks
+from stepbatch.models.pipeline_table import BROUGHT, FIXED, FRAMES, QUIRKS, RATES, UNSERVED, Kind, Quirks
 from stepbatch.request import FIELDS, GenerationRequest
 
-INPUT_CHECKS = ("/diffusers/pipelines/", "/diffusers/schedulers/", "/diffusers/image_processor.py")
+CHECKED_IN = ("/diffusers/pipelines/", "/diffusers/schedulers/", "/diffusers/image_processor.py")
+INPUT_CHECKS = ("check_inputs", "check_image")  # functions of pipelines that do nothing else
+PICTURES = ("pil", "np")  # what calls make by default that make pictures
+ROUNDING = 1e-3  # by how much values may lie outside 0 to 1: less than half of an 8-bit one
 FIELD_OF = {"image": "images", "mask_image": "mask"} | dict.fromkeys(FRAMES, "num_frames") | dict.fromkeys(RATES, "fps")
 AS_THEY_ARE = ("num_inference_steps", "guidance_scale", "guidance_scale_2", "true_cfg_scale", "max_sequence_length")
 
@@ -41,18 +45,32 @@ class Call:
         self.name = type(pipeline).__name__
         self.quirks = QUIRKS.get(self.name, Quirks())
         self.defaults = {p.name: p.default for p in inspect.signature(pipeline.__call__).parameters.values()}
-        unserved = [name for name in self.defaults if name in UNSERVED]
-        if unserved or next(iter(self.defaults)) == "video" or "output_type" not in self.defaults:
-            raise ValueError(f"{self.name} can't be served: it wants more, or makes something else, than pictures")
         transformer = pipeline.components.get("transformer")
         if self.quirks.channels and transformer.config["in_channels"] not in self.quirks.channels:
             raise ValueError(f"a {self.name} wants {self.quirks.channels} channels")
         self.frames = next((name for name in FRAMES if name in self.defaults), None)
         self.rate = next((name for name in RATES if name in self.defaults), None)
+        self._check_served()
         self.draws_unasked = False  # whether it was seen to draw noise from no request's generator
         self._vae = pipeline.components.get("vae")
         self._vae_dtype = None if self._vae is None else self._vae.dtype
         pipeline.set_progress_bar_config(disable=True)
+
+    def _check_served(self) -> None:
+        """Raise ``ValueError`` for a call that requests can't make."""
+        required = [name for name, default in self.defaults.items() if default is inspect.Parameter.empty]
+        wanted = [name for name in required if name not in BROUGHT]
+        wanted += [name for name in self.defaults if name in UNSERVED]
+        if "video" in self.defaults and "image" not in self.defaults:
+            wanted.append("video")
+        if wanted:
+            raise ValueError(f"{self.name} can't be served: it wants {wanted[0]}, which no request brings")
+        if self.defaults.get("output_type") not in PICTURES:
+            raise ValueError(f"{self.name} can't be served: it makes something else than pictures")
+        lists = self.quirks.each or self.kinds[0] in ("strength", "mask")
+        resizes = "image" in self.defaults and (lists or "height" not in self.defaults)
+        if resizes and self._processor(mask=False) is None:
+            raise ValueError(f"{self.name} can't be served: it has nothing to bring images to the output's size")
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -67,7 +85,7 @@ class Call:
 
     def shares(self, request: GenerationRequest) -> bool:
         """Whether requests with this signature can be in one call."""
-        return (self._lists(request) or not request.images) and not self.draws_unasked
+        return (self._lists(request) or not request.images) and not (self.draws_unasked or self.quirks.alone)
 
     def _lists(self, request: GenerationRequest) -> bool:
         """Whether a call takes an image of each prompt."""
@@ -97,9 +115,9 @@ class Call:
             self._tidy()
         self._check_company(requests)
         outputs = result[0] if isinstance(result, tuple) else result
-        flagged = result[1] if self.pipeline.components.get("safety_checker") else None
+        flagged = _flagged(result, len(requests)) if self.pipeline.components.get("safety_checker") else ()
         return [
-            _outcome(output, request, flagged is not None and bool(flagged[i]))
+            _outcome(output, request, any(flags[i] for flags in flagged))
             for i, (output, request) in enumerate(zip(outputs, requests, strict=True))
         ]
 
@@ -127,8 +145,8 @@ class Call:
             values["mask_image"] = [self._resized(request.mask, request, mask=True) for request in requests]
         taken = {name: value for name, value in values.items() if name in self.defaults and value is not None}
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        output_type = "pt" if "prompt" in self.defaults or "image" in self.defaults else "np"
-        return taken | {"generator": generators, "output_type": output_type, "return_dict": False}
+        # "np", as some give values that are not yet pictures, nor looked at by their safety checker, for "pt"
+        return taken | {"generator": generators, "output_type": "np", "return_dict": False}
 
     def _images(self, requests: Sequence[GenerationRequest]) -> Any:
         if self._lists(requests[0]) or "height" not in self.defaults:
@@ -140,16 +158,17 @@ class Call:
     def _resized(self, image: InputImage | None, request: GenerationRequest, mask: bool = False) -> Image.Image:
         """At the output's size, as its own preprocessing would bring it there; so those of a call are equally large."""
         assert image is not None
-        own = vars(self.pipeline)
-        processors = (
-            own.get("mask_processor") if mask else None,
-            own.get("image_processor"),
-            own.get("video_processor"),
-        )
-        processor = next(processor for processor in processors if processor is not None)
+        processor = self._processor(mask)
+        assert processor is not None
         width, height = request.size
         resized: Image.Image = processor.resize(_picture(image), height, width)
         return resized
+
+    def _processor(self, mask: bool) -> VaeImageProcessor | None:
+        """What brings images to a size."""
+        names = ("mask_processor",) * mask + ("image_processor", "video_processor")
+        own = [vars(self.pipeline).get(name) for name in names]
+        return next((processor for processor in own if isinstance(processor, VaeImageProcessor)), None)
 
     def _callback(self, steps: int, tick: Tick) -> dict[str, Any]:
         """So that ``tick`` is called after each step; what it raises ends the call."""
@@ -218,13 +237,19 @@ def shift_name(scheduler: Any) -> str | None:
 
 
 def _refusal(error: ValueError) -> InvalidValue | None:
-    """What the pipeline's own checks say, as an answer; nothing for a ``ValueError`` from elsewhere."""
+    """What the pipeline's own checks say, as an answer; nothing for a ``ValueError`` that is no request's fault."""
     [*_, last] = traceback.extract_tb(error.__traceback__)
-    if not any(place in last.filename for place in INPUT_CHECKS):
+    if not any(place in last.filename for place in CHECKED_IN):
         return None
     message = (str(error).strip().splitlines() or [type(error).__name__])[0]
     names = [FIELD_OF.get(word, word) for word in re.findall(r"\w+", message)]
-    return InvalidValue(message, next((name for name in names if name in FIELDS), None))
+    field = next((name for name in names if name in FIELDS), None)
+    return InvalidValue(message, field) if field or last.name in INPUT_CHECKS else None
+
+
+def _flagged(result: Sequence[Any], count: int) -> list[Sequence[Any]]:
+    """What a safety checker says beside the pictures: for each, of one kind of content or of several."""
+    return [flags for flags in result[1:] if isinstance(flags, list | np.ndarray) and len(flags) == count]
 
 
 def _outcome(output: Any, request: GenerationRequest, flagged: bool) -> Outcome:
@@ -237,6 +262,9 @@ def _outcome(output: Any, request: GenerationRequest, flagged: bool) -> Outcome:
         return GenerationFailed(f"the pipeline made {made} frames, rows, columns and channels, not {asked}")
     if not torch.isfinite(frames).all():
         return InvalidModelOutput("the model made values that are not finite")
+    least, most = frames.min().item(), frames.max().item()
+    if least < -ROUNDING or most > 1 + ROUNDING:
+        return InvalidModelOutput(f"the pipeline made values from {least:g} to {most:g}, where pictures have 0 to 1")
     return frames
 
 

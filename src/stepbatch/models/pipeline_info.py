@@ -15,7 +15,7 @@ from stepbatch.models.defaults import Settings, settings
 from stepbatch.models.loading import Loaded, model_info
 from stepbatch.models.pipeline_calls import Call, shift_name
 from stepbatch.models.pipeline_prompts import FEW
-from stepbatch.models.pipeline_table import NAMED, Kind
+from stepbatch.models.pipeline_table import CONFIGURED, NAMED, Kind
 from stepbatch.request import MAX_IMAGES
 
 PIXELS = (  # names of how many pixels wide a latent pixel is
@@ -44,7 +44,9 @@ def describe(config: EngineConfig, folder: Path, parts: Loaded, calls: Mapping[K
     """
     own = next(iter(calls.values()))
     multiple = _multiple(own)
-    known = _known(calls) | NAMED.get(parts.name.lower(), {}) | parts.settings
+    known = _known(calls) | _configured(own) | NAMED.get(parts.name.lower(), {}) | parts.settings
+    if config.defaults.default_guidance_scale is not None:
+        known |= {"guidance_scale_2": None}  # the flag is for both
     values = settings(known, folder, 65536 // multiple * multiple, _longest(own))
     sized = "height" in own.defaults or "image" in own.defaults
     video = own.frames is not None
@@ -91,6 +93,15 @@ def _known(calls: Mapping[Kind, Call]) -> dict[str, Any]:
         known |= {"num_frames": frames, "fps": round(rate), "max_frames": max(FEWEST_FRAMES, 2 * frames - 1)}
     if "mask" in calls:
         known["strength"] = calls["mask"].defaults.get("strength") or 1.0
+    return known
+
+
+def _configured(own: Call) -> dict[str, Any]:
+    """The defaults that the checkpoint's own settings call for."""
+    known: dict[str, Any] = {}
+    for name, values in CONFIGURED.get(own.name, {}).items():
+        if own.pipeline.config.get(name):
+            known |= values
     return known
 
 

@@ -28,6 +28,8 @@ class Prompts:
             if "tokenizer" in name and part and parts.get(name.replace("tokenizer", "text_encoder"), True) is not None
         }
         self._chat = call.quirks.chat
+        self._longest = call.quirks.longest or ENDLESS + 1
+        self._ahead = call.quirks.before.format_map(own)
         template = own.get("prompt_template_encode")
         self._template = template if isinstance(template, str) else ""
         self._before: int = own.get("prompt_template_encode_start_idx", 0)  # tokens of the template that are cut off
@@ -38,7 +40,7 @@ class Prompts:
         """The tokenizer that keeps most of a prompt, and how many tokens; nothing where it isn't known."""
         limits: dict[str, int] = {}
         for name, tokenizer in self._tokenizers.items():
-            limit: int = tokenizer.model_max_length
+            limit: int = min(tokenizer.model_max_length, self._longest)
             if limit > FEW and self.adjustable:
                 assert request.max_sequence_length is not None
                 limit = request.max_sequence_length
@@ -76,6 +78,8 @@ class Prompts:
             )
         elif self._template:
             text = self._template.format(text)
+        if positive:
+            text = self._ahead + text
         instructed = self._instruction and positive
         ids = tokenizer(self._instruction + text if instructed else text, verbose=False).input_ids
         # of what comes with an instruction, one token more is kept than the instruction leaves

@@ -22,7 +22,7 @@ from stepbatch.server.files import FileStore
 from stepbatch.server.forms import read_form
 from stepbatch.server.images import Threads, encode_image
 from stepbatch.server.metrics import Metrics
-from stepbatch.server.schema import ImageRequest, parse, parse_json
+from stepbatch.server.schema import ImageRequest, check_makes_pictures, parse, parse_json
 
 
 class ImageRoutes:
@@ -50,6 +50,7 @@ class ImageRoutes:
 
     async def _read_form(self, request: Request) -> ImageRequest:
         info, max_pixels = self.engine.info, self.config.max_image_pixels
+        check_makes_pictures(info)
         form = await read_form(request, form_limits(self.config, info))
         wanted, strength = parse_edit(form, info)
         check_before_decoding(wanted, strength, form, info)

@@ -30,12 +30,13 @@ class Threads:
     """A few threads for work that would hold up the event loop.
 
     Uploads have one of their own: what takes long to decode, and much memory, comes one by one, and holds up nobody's
-    answer. So have the records of videos, which are kept in order that way.
+    answer. So have videos, and their records, which are kept in order that way.
     """
 
     def __init__(self) -> None:
         self._answers = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="answers")
         self._uploads = ThreadPoolExecutor(1, thread_name_prefix="uploads")
+        self._videos = ThreadPoolExecutor(1, thread_name_prefix="videos")
         self._records = ThreadPoolExecutor(1, thread_name_prefix="records")
 
     async def run(self, work: Callable[[], T]) -> T:
@@ -46,6 +47,10 @@ class Threads:
         """What ``work``, on an upload, returns or raises."""
         return await asyncio.get_running_loop().run_in_executor(self._uploads, work)
 
+    async def write(self, work: Callable[[], T]) -> T:
+        """What ``work``, on a video, returns or raises; one after the other, as each takes all cores."""
+        return await asyncio.get_running_loop().run_in_executor(self._videos, work)
+
     async def record(self, work: Callable[[], T]) -> T:
         """What ``work``, on records, returns or raises; one after the other, in the order of the calls."""
         return await asyncio.get_running_loop().run_in_executor(self._records, work)
@@ -54,4 +59,5 @@ class Threads:
         """Finish what has begun."""
         self._answers.shutdown()
         self._uploads.shutdown()
+        self._videos.shutdown()
         self._records.shutdown()

@@ -88,8 +88,7 @@ def parse(body: Mapping[str, Any], info: ModelInfo) -> ImageRequest:
         InvalidValue: a value of the wrong type, out of range or not served; ``param`` names the field.
     """
     given, ignored = known_fields(body, info, GENERATIONS)
-    if info.makes_videos:
-        raise InvalidValue(f"the model makes videos; ask for them at {VIDEOS}", "model")
+    check_makes_pictures(info)
     if _choice(given, "background", BACKGROUNDS, "opaque") == "transparent":
         raise InvalidValue("background can't be transparent: pictures have no alpha channel", "background")
     if "background" in given:
@@ -125,6 +124,12 @@ def known_fields(body: Mapping[str, Any], info: ModelInfo, route: str) -> tuple[
         if name in given and (type(given[name]) is not type(harmless) or given[name] != harmless):
             raise InvalidValue(f"{name} must be {json.dumps(harmless)} or absent: {reason}", name)
     return given, [name for name in given if name in IGNORED_OPENAI or name in IGNORED_OTHERS]
+
+
+def check_makes_pictures(info: ModelInfo) -> None:
+    """Raise ``InvalidValue`` where the model makes videos instead."""
+    if info.makes_videos:
+        raise InvalidValue(f"the model makes videos; ask for them at {VIDEOS}", "model")
 
 
 def from_texts(texts: Mapping[str, str], route: str = EDITS) -> dict[str, Any]:

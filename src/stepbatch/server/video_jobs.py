@@ -38,6 +38,7 @@ class _Job:
     handle: Handle
     arrival: float  # seconds on the monotonic clock, when the request came in at the door
     progress: int = -1  # percent, as the record has it
+    deleted: bool = False
     begun: asyncio.Event = field(default_factory=asyncio.Event)  # set by the first unit of work
 
 
@@ -99,6 +100,8 @@ class VideoJobs:
 
     async def delete(self, id: str) -> None:
         """Forget a video, and stop making it; raises ``NotFound`` if there is none."""
+        if id in self._jobs:
+            self._jobs[id].deleted = True
         await self.threads.record(lambda: self.store.delete(id))
         self.engine.cancel(id)
 
@@ -118,7 +121,7 @@ class VideoJobs:
             making.cancel()
             self.engine.cancel(job.id)
             del self._jobs[job.id]
-        error = _as_request_error(making.exception())
+        error = _deleted() if job.deleted else _as_request_error(making.exception())
         self.metrics.ended(error.code if error else "ok", time.monotonic() - job.arrival)
         if error:
             await self._fail(job.id, error)
@@ -129,9 +132,10 @@ class VideoJobs:
         fps = job.handle.request.fps
         assert fps is not None
         parts = self.store.parts(job.id)
-        await self.threads.run(lambda: _write(parts, output, fps))
+        await self.threads.write(lambda: _write(parts, output, fps))
         more = self._figures(output, seconds)
-        await self.threads.record(lambda: self.store.finish(job.id, more))
+        if not await self.threads.record(lambda: self.store.finish(job.id, more)):
+            raise _deleted()
 
     async def _output(self, job: _Job) -> Output:
         """The frames, when they are there; until then, the record is told of every step."""
@@ -157,7 +161,7 @@ class VideoJobs:
         if progress > job.progress:
             job.progress = progress
             if not await self.threads.record(lambda: self.store.advance(job.id, progress)):
-                raise RequestCancelled("the video was deleted")
+                raise _deleted()
 
     async def _fail(self, id: str, error: RequestError) -> None:
         """Write down why there will be no video. Where there is no room even for that, go on trying."""
@@ -212,6 +216,10 @@ class VideoJobs:
                 "decode": round(times.decode, 6),
             },
         }
+
+
+def _deleted() -> RequestCancelled:
+    return RequestCancelled("the video was deleted")
 
 
 def _write(parts: Mapping[str, Path], output: Output, fps: int) -> None:

@@ -141,8 +141,8 @@ class VideoStore:
         """Where the files of a video are written, by variant, before ``finish`` puts them in their places."""
         return {variant: self.files / f"{id}.{extension}.part" for variant, (extension, _) in VARIANTS.items()}
 
-    def finish(self, id: str, more: Mapping[str, Any]) -> None:
-        """Put a video's files in their places, and ``more`` into its record. One that was deleted stays so.
+    def finish(self, id: str, more: Mapping[str, Any]) -> bool:
+        """Put a video's files in their places, and ``more`` into its record; returns whether there is still one.
 
         Raises:
             StorageFull: it is larger than all videos together may be.
@@ -168,6 +168,7 @@ class VideoStore:
                     values,
                 )
         self._unlink(gone)
+        return row is not None
 
     def fail(self, id: str, error: RequestError) -> None:
         """Write down why there will be no video. One that is finished, or was deleted, is left as it is."""

@@ -134,19 +134,26 @@ class VideoRoutes:
 
 
 class _File(FileResponse):
-    """A file, or the parts of it that a ``Range`` header asks for; what is refused of them, in our shape."""
+    """A file, or the parts of it that a ``Range`` header asks for, if it asks for what there is.
+
+    A header that is malformed, or of another unit than bytes, is ignored, as HTTP has it.
+    """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refused = False
+        refused = 0
 
         async def unless_refused(message: Message) -> None:
             nonlocal refused
-            refused |= message["type"] == "http.response.start" and message["status"] >= 400
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                refused = message["status"]
             if not refused:
                 await send(message)
 
         await super().__call__(scope, receive, unless_refused)
-        if refused:
+        if refused == 400:
+            headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
+            await super().__call__({**scope, "headers": headers}, receive, send)
+        elif refused:
             assert self.stat_result is not None
             size = self.stat_result.st_size
             error = InvalidRange(f"the file has the bytes from 0 to {size - 1}")
