@@ -1,6 +1,6 @@
 """A whole pipeline served by us beside LitServe and Ray Serve, and beside what no server could surpass.
 
-Run with: python benchmarks/pipelines.py [--quick] [--rounds N] [--servers NAME ...] [--docs FILE]
+Run with: python benchmarks/pipelines.py [--quick] [--rounds N] [--servers NAME ...]
 
 A pipeline without a native model is batched by whole calls, as the peers do it. So where all requests are equal, what
 tells servers apart is how full their calls are and what a server costs; the ceiling is the pipeline called with full
@@ -30,10 +30,11 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
-from parts.pipelines_docs import section, told
+from parts.pipelines_docs import told
+from parts.serving_docs import write_docs
 from parts.serving_report import rounded, save, show
 from parts.workloads import SEED, write_prompts
-from serving import HERE, PACKAGES, available, order
+from serving import DOCS, HERE, PACKAGES, available, order
 from stepbatch.bench.environment import environment
 from stepbatch.bench.load.api import prepare
 from stepbatch.bench.options import DatasetOptions, LoadOptions, RequestOptions, ServingOptions, TargetOptions
@@ -215,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--servers", nargs="+", choices=SERVERS, help="without it, all that are installed")
     parser.add_argument("--quick", action="store_true", help="a few requests, to see that it runs")
     parser.add_argument("--output", type=Path, help="where the JSON goes; without it, in results/ beside this script")
-    parser.add_argument("--docs", type=Path, help="where the section of docs/benchmarks.md goes")
+    parser.add_argument("--docs", type=Path, help="where the page goes; without it, docs/benchmarks.md if all was run")
     options = parser.parse_args(arguments)
     console = Console() if sys.stdout.isatty() else Console(width=120)
     settings = replace(QUICK if options.quick else Settings(), **({"rounds": options.rounds} if options.rounds else {}))
@@ -228,8 +229,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     show(console, data)
     console.print(told(data))
-    if options.docs:
-        options.docs.write_text(section(data))
+    whole = not options.quick and options.output is None and set(servers) == set(SERVERS)
+    if docs := options.docs or (DOCS if whole else None):
+        write_docs(output.with_name("serving.json"), docs)
     console.print(f"every run's figures: {output}")
     return 1 if any(run["summary"]["completed_requests"] < run["summary"]["requests"] for run in data["runs"]) else 0
 

@@ -218,7 +218,7 @@ def test_what_whole_pipelines_come_to_is_told(monkeypatch: pytest.MonkeyPatch) -
     choices = {"size": ["128x128"], "num_inference_steps": [8], "guidance_scale": [5.0]}
     settings = {"requests": 8, "concurrency": 8, "threads": 1, "rounds": 3}
     data = {
-        "environment": {"settings": settings},
+        "environment": {"date": "2026-11-22T00:00:00", "cpu": "a CPU", "settings": settings},
         "checkpoints": {"small": {"workloads": {"same": choices}}},
         "runs": runs,
         "idle": {"medians": {"0": 0.1, "50": 0.101}},

@@ -21,13 +21,16 @@ requests by signature by hand, in [`shared.py`](../benchmarks/peers/shared.py).
 
 *The pipeline in one process* is no server: it has all requests at once, every call is full, and pictures are compressed
 as the servers do. No server of whole calls can surpass it but by compressing beside the next call.
+
+Measured on {date}, on {cpu}; `python benchmarks/pipelines.py` measures it anew.
 """
 
 
 def section(data: Mapping[str, Any]) -> str:
     """The section, as Markdown."""
-    settings = data["environment"]["settings"]
-    parts = ["## Pipelines beside LitServe and Ray Serve", *_paragraphs(ABOUT.format_map(settings))]
+    about = data["environment"]
+    told_of = {"date": about["date"][:10], "cpu": about["cpu"], **about["settings"]}
+    parts = ["## Pipelines beside LitServe and Ray Serve", *_paragraphs(ABOUT.format_map(told_of))]
     for name, about in data["checkpoints"].items():
         for workload in about["workloads"]:
             lines = [f"| {' | '.join(COLUMNS)} |", "| --- " + "| ---: " * (len(COLUMNS) - 1) + "|"]
@@ -35,7 +38,7 @@ def section(data: Mapping[str, Any]) -> str:
             parts += [f"### {TITLES[workload]}", _explained(about["workloads"][workload]), "\n".join(lines)]
     parts += _paragraphs(told(data))
     parts.append("The code is [`pipelines.py`](../benchmarks/pipelines.py).")
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
 def told(data: Mapping[str, Any]) -> str:

@@ -92,7 +92,7 @@ QUIRKS: dict[str, Quirks] = {
     "StableVideoDiffusionPipeline": Quirks(num_frames=25),
     "ZImageImg2ImgPipeline": Quirks(chat=True, guidance_off=0.0),
     "ZImageInpaintPipeline": Quirks(chat=True, guidance_off=0.0),
-    "ZImageOmniPipeline": Quirks(many=True, also_text=True),
+    "ZImageOmniPipeline": Quirks(chat=True, guidance_off=0.0, many=True, also_text=True),
     "ZImagePipeline": Quirks(chat=True, guidance_off=0.0),
 }
 
