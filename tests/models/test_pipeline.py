@@ -375,9 +375,15 @@ def test_the_rate_of_a_video_matters_only_to_pipelines_that_are_told(folder: Pat
         assert (slow != fast) is matters, kind
 
 
-def test_steps_that_its_noise_schedule_has_not_are_refused(folder: Path) -> None:
-    pipeline = load(checkpoint("stable-diffusion", folder))
-    assert pipeline.check(ask(pipeline, num_inference_steps=999)) is None
-    with pytest.raises(InvalidValue, match="from 1 to 999") as caught:
-        pipeline.check(ask(pipeline, num_inference_steps=1000))
+@pytest.mark.parametrize(
+    ("kind", "good", "bad", "bounds"),
+    [("stable-diffusion", 999, 1000, "from 1 to 999"), ("ltx", 2, 1, "from 2 to 1000")],
+)
+def test_steps_that_its_noise_schedule_has_not_are_refused(
+    folder: Path, kind: str, good: int, bad: int, bounds: str
+) -> None:
+    pipeline = load(checkpoint(kind, folder))
+    assert pipeline.check(ask(pipeline, num_inference_steps=good)) is None
+    with pytest.raises(InvalidValue, match=bounds) as caught:
+        pipeline.check(ask(pipeline, num_inference_steps=bad))
     assert caught.value.param == "num_inference_steps"

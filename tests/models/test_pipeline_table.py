@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 from pathlib import Path
 
 import diffusers
+import pytest
 from diffusers import (
     AutoencoderKLCogVideoX,
     CogVideoXDDIMScheduler,
@@ -15,7 +18,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     StableDiffusionPipeline,
 )
-from tests.models.pipelines import LONG, SHORT, ask, difference, draw, images, load
+from tests.models.pipelines import LONG, SHORT, ask, difference, draw, images, load, refiner, saved
 from tests.pipelines.checkpoints import randomize, t5, t5_tokenizer, vae
 from transformers import GlmConfig, GlmModel
 
@@ -23,11 +26,51 @@ from stepbatch.models.pipeline_table import NAMED, QUIRKS, RELATED, siblings
 
 TOLERANCE = 2e-4
 
+WANT_AN_IMAGE = {  # though it has a default: what they draw without one is not what they are for
+    "BriaFiboEditPipeline", "Cosmos2VideoToWorldPipeline", "CosmosVideoToWorldPipeline", "HunyuanImageRefinerPipeline",
+    "I2VGenXLPipeline", "JoyImageEditPipeline", "LDMSuperResolutionPipeline", "LTX2ImageToVideoPipeline",
+    "LTXImageToVideoPipeline", "LongCatImageEditPipeline", "QwenImageEditPipeline", "QwenImageEditPlusPipeline",
+    "QwenImageLayeredPipeline", "StableDiffusionAdapterPipeline", "StableDiffusionControlNetPAGPipeline",
+    "StableDiffusionControlNetPipeline", "StableDiffusionControlNetXSPipeline",
+    "StableDiffusionInstructPix2PixPipeline", "StableDiffusionLatentUpscalePipeline", "StableDiffusionUpscalePipeline",
+    "StableDiffusionXLAdapterPipeline", "StableDiffusionXLControlNetPAGPipeline",
+    "StableDiffusionXLControlNetPipeline", "StableDiffusionXLControlNetXSPipeline",
+    "StableDiffusionXLInstructPix2PixPipeline", "StableUnCLIPImg2ImgPipeline", "UnCLIPImageVariationPipeline",
+    "IFSuperResolutionPipeline", "VisualClozeGenerationPipeline", "VisualClozePipeline",
+    "ZImageControlNetInpaintPipeline",
+    "DiffusionGemmaPipeline", "UniDiffuserPipeline",  # make text of it
+}  # fmt: skip
+
 
 def test_diffusers_has_all_of_them() -> None:
     for name in [*QUIRKS, *(name for group in RELATED for name in group)]:
         assert getattr(diffusers, name).__name__ == name
     assert all(name == name.lower() for name in NAMED)
+
+
+def test_where_an_image_may_be_left_out_it_is_known_whether_it_should() -> None:
+    """The signatures don't say: ``image=None`` is also where prompts are for edits alone."""
+    optional = set()
+    for name in dir(diffusers):
+        if not name.endswith("Pipeline") or name == "DiffusionPipeline":
+            continue
+        taken = inspect.signature(getattr(diffusers, name).__call__).parameters
+        if "image" in taken and taken["image"].default is None and "strength" not in taken:
+            optional.add(name)
+    also_text = {name for name, quirks in QUIRKS.items() if quirks.also_text}
+    assert len(optional) > 40
+    assert not also_text & WANT_AN_IMAGE
+    assert optional - also_text == WANT_AN_IMAGE
+    assert also_text - optional == {"LTXConditionPipeline"}  # its strength is the condition's
+
+
+def test_siblings_without_a_setting_of_the_checkpoint_are_not_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        pipeline = load(saved(refiner(), tmp_path))
+    assert pipeline.info.tasks == ("image-to-image", "inpainting")
+    assert "can't be run as a StableDiffusionXLPipeline: it has no setting requires_aesthetics_score" in caplog.text
 
 
 def test_siblings() -> None:

@@ -85,12 +85,18 @@ class Pipeline:
             raise OptionError(f"the default {error.message}") from error
 
     def _check_steps(self, request: GenerationRequest) -> None:
-        """Some noise schedules begin so far in that their last steps would lie behind the end of the training's."""
+        """Some noise schedules begin so far in that their last steps would lie behind the end of the training's.
+
+        Others are stretched so that the last step has a given noise, which one step alone can't be.
+        """
         scheduler = self._calls[_kind(request)].pipeline.components.get("scheduler")
         config = {} if scheduler is None else scheduler.config
         most = config.get("num_train_timesteps", MAX_STEPS) - config.get("steps_offset", 0)
-        if request.num_inference_steps is not None and request.num_inference_steps > most:
-            raise InvalidValue(f"num_inference_steps must be from 1 to {most} on this model", "num_inference_steps")
+        least = 2 if config.get("shift_terminal") else 1
+        assert request.num_inference_steps is not None
+        if not least <= request.num_inference_steps <= most:
+            bounds = f"from {least} to {most}"
+            raise InvalidValue(f"num_inference_steps must be {bounds} on this model", "num_inference_steps")
 
     def _check_strength(self, request: GenerationRequest) -> None:
         """Noise schedules that are not of flow matching leave out a step that is only partly within ``strength``."""

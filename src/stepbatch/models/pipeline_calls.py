@@ -44,7 +44,8 @@ class Call:
         self.pipeline = pipeline
         self.name = type(pipeline).__name__
         self.quirks = QUIRKS.get(self.name, Quirks())
-        self.defaults = {p.name: p.default for p in inspect.signature(pipeline.__call__).parameters.values()}
+        taken = inspect.signature(pipeline.__call__).parameters.values()
+        self.defaults = {p.name: p.default for p in taken if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
         transformer = pipeline.components.get("transformer")
         if self.quirks.channels and transformer.config["in_channels"] not in self.quirks.channels:
             raise ValueError(f"a {self.name} wants {self.quirks.channels} channels")
@@ -61,8 +62,9 @@ class Call:
         required = [name for name, default in self.defaults.items() if default is inspect.Parameter.empty]
         wanted = [name for name in required if name not in BROUGHT]
         wanted += [name for name in self.defaults if name in UNSERVED]
-        if "video" in self.defaults and "image" not in self.defaults:
-            wanted.append("video")
+        names = [*self.defaults]
+        if names[:1] == ["video"] or ({"video", "strength"} <= {*names} and "image" not in names):
+            wanted.append("video")  # to be turned into another
         if wanted:
             raise ValueError(f"{self.name} can't be served: it wants {wanted[0]}, which no request brings")
         if self.defaults.get("output_type") not in PICTURES:
@@ -247,7 +249,7 @@ def _refusal(error: ValueError) -> InvalidValue | None:
     return InvalidValue(message, field) if field or last.name in INPUT_CHECKS else None
 
 
-def _flagged(result: Sequence[Any], count: int) -> list[Sequence[Any]]:
+def _flagged(result: Sequence[Any], count: int) -> list[Any]:
     """What a safety checker says beside the pictures: for each, of one kind of content or of several."""
     return [flags for flags in result[1:] if isinstance(flags, list | np.ndarray) and len(flags) == count]
 

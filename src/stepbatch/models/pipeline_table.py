@@ -22,7 +22,7 @@ class Quirks:
     ``pads``: prompts are padded to the longest of the call, and it isn't sure that no pad is seen, so that only prompts
     of as many tokens may share one.
     ``chat``: the prompt is put in the tokenizer's chat template.
-    ``before``: what the prompt is put behind, filled in from the pipeline's attributes; it counts as tokens of the prompt.
+    ``before``: what stands in front of the prompt, with the pipeline's attributes filled in; its tokens count.
     ``longest``: how many tokens are kept of a text, where neither its tokenizer nor the call says so.
     ``guidance_off``: up to this there is no guidance.
     ``channels``: how many the transformer must have.
@@ -122,7 +122,10 @@ FIXED: dict[str, Any] = {"use_resolution_binning": False}  # of any call: not an
 
 BROUGHT = ("prompt", "image", "mask_image")  # what calls may want that has no default
 # Calls with these, which have defaults, are for what requests can't bring, or make no pictures.
-UNSERVED = ("control_image", "control_video", "noise_level", "num_waveforms_per_prompt")
+UNSERVED = (
+    "audio_duration_s", "conditioning_frames", "control_image", "control_video", "noise_level",
+    "num_waveforms_per_prompt",
+)  # fmt: skip
 
 RELATED: tuple[tuple[str, ...], ...] = (  # that can work with the same parts, where diffusers' own lists are silent
     ("LTXPipeline", "LTXImageToVideoPipeline"),
