@@ -57,6 +57,6 @@ def z_image_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def z_image_runner(z_image_path: Path):  # type: ignore[no-untyped-def] # its type would import torch
     from stepbatch.engine.runner import TorchRunner
-    from stepbatch.models import load_model
+    from stepbatch.models.native import load_model
 
     return TorchRunner(load_model(EngineConfig(model=ModelConfig(model_path=str(z_image_path)))))

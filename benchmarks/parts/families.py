@@ -18,11 +18,11 @@ from stepbatch.bench.hardware import DeviceClock
 from stepbatch.bench.offline import operations_of
 from stepbatch.config import EngineConfig, MemoryConfig, ModelConfig
 from stepbatch.engine.runner import TorchRunner
-from stepbatch.models import load_model
 from stepbatch.models.base import Model
 from stepbatch.models.checkpoint import find_checkpoint, read_index
 from stepbatch.models.dummy import dummy_components, transformer_config
 from stepbatch.models.layers import Fusible
+from stepbatch.models.native import load_model
 from stepbatch.request import MAX_STEPS, GenerationRequest, Job
 
 PROMPT = "a lighthouse on a cliff above a stormy sea at night, in the style of an old engraving"

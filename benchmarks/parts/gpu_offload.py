@@ -13,9 +13,9 @@ from parts.families import dummy_config, our_step
 from parts.gpu_record import Record, Task, of
 from stepbatch.bench.hardware import DeviceClock
 from stepbatch.config import MemoryConfig
-from stepbatch.models import load_model
 from stepbatch.models.base import Model
 from stepbatch.models.loading import choose_device
+from stepbatch.models.native import load_model
 
 CALLS = 3
 IN_FLIGHT = (1, 8)

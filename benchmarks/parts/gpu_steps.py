@@ -33,8 +33,8 @@ from stepbatch.bench.hardware import DeviceClock, matrix_rate
 from stepbatch.bench.offline import measure
 from stepbatch.config import EngineConfig
 from stepbatch.engine.runner import TorchRunner
-from stepbatch.models import load_model
 from stepbatch.models.loading import choose_device
+from stepbatch.models.native import load_model
 from stepbatch.request import GenerationRequest
 
 EFFORT = Effort(step_repeats=(2, 6), step_seconds=0.8)

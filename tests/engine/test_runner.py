@@ -18,9 +18,9 @@ from stepbatch.engine.engine import Engine
 from stepbatch.engine.messages import Failure, FromEngine, Output, Submit
 from stepbatch.engine.runner import TorchRunner
 from stepbatch.image import InputImage
-from stepbatch.models import load_model
 from stepbatch.models.base import Embedding, Prompt
 from stepbatch.models.latents import Posterior
+from stepbatch.models.native import load_model
 from stepbatch.request import GenerationRequest
 from stepbatch.testing import FakeRunner
 

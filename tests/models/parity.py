@@ -17,7 +17,7 @@ from stepbatch import EngineConfig, GenerationRequest
 from stepbatch.config import BatchingConfig, ModelConfig
 from stepbatch.engine.runner import TorchRunner
 from stepbatch.image import InputImage
-from stepbatch.models import load_model
+from stepbatch.models.native import load_model
 
 TOLERANCE = 1e-4  # of any latent, fp32
 BFLOAT16 = 0.1  # root mean square of a picture's latents, relative

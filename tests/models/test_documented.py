@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stepbatch.config import EngineConfig, ModelConfig
-from stepbatch.models import NATIVE, load_model
+from stepbatch.models.native import NATIVE, load_model
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
 SECTIONS = {  # the packaged configs, and where they are told of

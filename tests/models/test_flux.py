@@ -17,8 +17,8 @@ from stepbatch import EngineConfig, GenerationRequest
 from stepbatch.config import ModelConfig
 from stepbatch.engine.runner import TorchRunner
 from stepbatch.errors import CheckpointError, InvalidValue
-from stepbatch.models import load_model
 from stepbatch.models.flux import FluxKontext, preferred_shapes
+from stepbatch.models.native import load_model
 
 NAMES = (
     "prompt", "negative_prompt", "width", "height", "num_inference_steps", "guidance_scale", "true_cfg_scale",

@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from stepbatch.config import DefaultsConfig, EngineConfig, ModelConfig
 from stepbatch.errors import CheckpointError, OptionError, SetupError
-from stepbatch.models import checkpoint, load_model
+from stepbatch.models import checkpoint
 from stepbatch.models.checkpoint import checkpoint_name
 from stepbatch.models.loading import choose_dtype
+from stepbatch.models.native import load_model
 
 
 def load(path: Path, **settings: object) -> None:

@@ -19,7 +19,8 @@ from stepbatch import EngineConfig, GenerationRequest
 from stepbatch.config import MemoryConfig, ModelConfig
 from stepbatch.engine.engine import Engine
 from stepbatch.engine.runner import TorchRunner
-from stepbatch.models import load_model, loading
+from stepbatch.models import loading
+from stepbatch.models.native import load_model
 from stepbatch.models.offload import FLAGS, offload_blocks, offload_part, possible_offload
 from stepbatch.models.wan import Wan
 from stepbatch.models.z_image import Transformer

@@ -25,7 +25,7 @@ from stepbatch import EngineConfig, GenerationRequest
 from stepbatch.config import ModelConfig
 from stepbatch.engine.runner import TorchRunner
 from stepbatch.errors import CheckpointError, InvalidValue
-from stepbatch.models import load_model
+from stepbatch.models.native import load_model
 from stepbatch.sizes import of_area
 
 PLUS, ZERO = "Qwen-Image-Edit-Plus", "Qwen-Image-Edit-Plus, zero_cond_t"

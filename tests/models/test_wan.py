@@ -16,7 +16,7 @@ from stepbatch import EngineConfig, GenerationRequest
 from stepbatch.config import DefaultsConfig, ModelConfig
 from stepbatch.engine.runner import TorchRunner
 from stepbatch.errors import CheckpointError, InvalidValue, NotNative
-from stepbatch.models import load_model
+from stepbatch.models.native import load_model
 from stepbatch.models.wan import Wan
 
 NAMES = (

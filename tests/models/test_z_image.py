@@ -12,7 +12,7 @@ from stepbatch import EngineConfig, GenerationRequest
 from stepbatch.config import BatchingConfig, ModelConfig
 from stepbatch.engine.runner import TorchRunner
 from stepbatch.errors import InvalidValue
-from stepbatch.models import load_model
+from stepbatch.models.native import load_model
 
 LONG, LONGER = " ".join(f"w{i}" for i in range(40)), " ".join(f"w{i}" for i in range(75))
 

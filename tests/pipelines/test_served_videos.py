@@ -11,7 +11,7 @@ from tests.pipelines.server import serving
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
-@pytest.mark.parametrize("kind", ["wan", "ltx", "ltx-image-to-video"])
+@pytest.mark.parametrize("kind", ["wan", "ltx-image-to-video"])
 def test_a_burst_gets_what_each_gets_alone(
     kind: str, checkpoint: Checkpoints, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

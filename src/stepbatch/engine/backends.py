@@ -8,9 +8,7 @@ import torch
 
 from stepbatch.config import EngineConfig
 from stepbatch.engine.engine import Runner
-from stepbatch.engine.runner import TorchRunner
 from stepbatch.errors import NotNative
-from stepbatch.models import load_model
 from stepbatch.models.checkpoint import find_checkpoint
 from stepbatch.testing import FakeRunner
 
@@ -39,6 +37,9 @@ def load_runner(config: EngineConfig) -> Runner:
 
 
 def _native_runner(config: EngineConfig) -> Runner:
+    from stepbatch.engine.runner import TorchRunner  # here, like the others: what isn't asked for would take seconds
+    from stepbatch.models.native import load_model
+
     runner = TorchRunner(load_model(config), config.memory)
     if config.batching.dynamic_batch_delay_ms > 0:
         log.warning("--dynamic-batch-delay-ms has no effect: a native model's requests join its next step")
@@ -46,7 +47,7 @@ def _native_runner(config: EngineConfig) -> Runner:
 
 
 def _pipeline_runner(config: EngineConfig) -> Runner:
-    from stepbatch.engine.pipeline_runner import PipelineRunner  # here, because it brings in dozens of pipelines
+    from stepbatch.engine.pipeline_runner import PipelineRunner
     from stepbatch.models.pipeline import Pipeline
 
     return PipelineRunner(Pipeline(config, find_checkpoint(config.model)))

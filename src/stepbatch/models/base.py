@@ -1,7 +1,7 @@
 """The contract of a native model, and what all of them do alike.
 
 A family is one file (two, where the transformer fills one) that subclasses ``Model``, and a line for each of its
-pipelines in ``models.NATIVE``. Nothing outside this folder knows it.
+pipelines in ``models.native.NATIVE``. Nothing outside this folder knows it.
 ``docs/adding-a-model.md`` walks through one.
 """
 

@@ -39,6 +39,7 @@ from stepbatch.errors import OptionError, SetupError
 pytestmark = pytest.mark.anyio
 
 ROOT = Path(__file__).parents[3]
+OURS = str(ROOT / "src")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
 
 
@@ -47,7 +48,7 @@ async def nothing_is_left() -> AsyncIterator[None]:
     """Whatever a test does: no task of ours outlives the run."""
     yield
     coroutines = [task.get_coro() for task in asyncio.all_tasks()]
-    assert [c for c in coroutines if inspect.iscoroutine(c) and "stepbatch" in c.cr_code.co_filename] == []
+    assert [c for c in coroutines if inspect.iscoroutine(c) and c.cr_code.co_filename.startswith(OURS)] == []
 
 
 def slow(seconds: float) -> tuple[Handler, list[str], list[int]]:
