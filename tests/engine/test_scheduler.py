@@ -283,6 +283,23 @@ def test_a_batch_waits_for_company_from_the_arrival_of_its_oldest() -> None:
     assert queued.schedule(7.0).denoise == [behind]  # a call ran meanwhile: it waits no second time
 
 
+def test_after_a_call_those_it_answered_have_a_moment_to_come_back() -> None:
+    under_test, (behind, other) = calls(("a", 5.0), ("b", 6.0), delay_ms=100)
+    under_test.pause("a", 7.0, 1.0)
+    assert under_test.schedule(7.0).denoise == [other]  # nobody of this kind was answered
+    under_test.remove(_cancelled(other))
+    assert under_test.schedule(7.0).wait == pytest.approx(0.03)
+    back = job(signature="a", arrival=7.02)
+    under_test.add(back)
+    assert under_test.schedule(7.02).denoise == [behind, back]  # full
+    impatient, (alone,) = calls(("a", 5.0), delay_ms=10)
+    impatient.pause("a", 7.0, 1.0)
+    assert impatient.schedule(7.01).denoise == [alone]  # the delay is the longest that anyone waits
+    never, (at_once,) = calls(("a", 5.0), delay_ms=0)
+    never.pause("a", 7.0, 1.0)
+    assert never.schedule(7.0).denoise == [at_once]
+
+
 def test_a_full_batch_waits_for_nobody() -> None:
     under_test, (head, first, second) = calls(("a", 0.0), ("b", 0.01), ("b", 0.02))
     assert under_test.schedule(0.03).denoise == [first, second]

@@ -136,6 +136,8 @@ class Engine:
         stepped = self._run("denoise", plan.denoise, lambda jobs: self.runner.denoise(jobs, partial(self._tick, jobs)))
         seconds = time.monotonic() - began
         self.scheduler.advance(stepped)
+        if stepped and self.runner.whole_calls:
+            self.scheduler.pause(stepped[0].signature, began + seconds, seconds)
         self._tell_progress([(*job.id, job.step, job.steps) for job in stepped if job.signature is None])
         self._tell_stats(stepped, seconds)
         return 0.0

@@ -7,7 +7,8 @@ at a step boundary.
 
 Jobs that are denoised in one call share it only with their signature. There a batch that isn't full may wait for
 company, at most the delay from when its oldest job arrived; whichever batch is full or has waited goes, the one with
-the oldest job first.
+the oldest job first. Whoever a call has answered may ask the like again at once, so after each there is a pause, a
+small part of what the call took: without it, clients that were in two calls would be in two for ever.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from itertools import product, takewhile
 
 from stepbatch.config import BatchingConfig
 from stepbatch.request import MAX_OUTPUTS, Job, JobState
+
+PAUSE = 0.03  # after a call, of its seconds; at most the delay
 
 JobId = tuple[str, int]
 
@@ -56,6 +59,7 @@ class Scheduler:
         self.denoising: dict[JobId, Job] = {}  # in order of arrival: waiting, encoding or running
         self.decoding: dict[JobId, Job] = {}  # in order of their last step
         self._begun: set[JobId] = set()  # those of denoising that are encoding or running
+        self._pause: tuple[Hashable, float] = (None, -math.inf)  # the last call's signature, and when its pause ends
 
     def __len__(self) -> int:
         return len(self.denoising) + len(self.decoding)
@@ -148,7 +152,12 @@ class Scheduler:
         head = group.jobs[0]
         if group.full or head.signature is None:
             return -math.inf
-        return head.arrival + self.limits.dynamic_batch_delay_ms / 1000
+        signature, pause = self._pause
+        return max(head.arrival + self._delay, pause if signature == head.signature else -math.inf)
+
+    @property
+    def _delay(self) -> float:
+        return self.limits.dynamic_batch_delay_ms / 1000
 
     def _decodes(self) -> list[Job]:
         chosen = list(self.decoding.values())[: self.limits.max_decodes_per_step]
@@ -165,6 +174,10 @@ class Scheduler:
                 job.to(JobState.DECODING)
                 self.decoding[job.id] = self.denoising.pop(job.id)
                 self._begun.remove(job.id)
+
+    def pause(self, signature: Hashable, now: float, seconds: float) -> None:
+        """Give those whom a call, which took so long, has answered the time to come back with their next."""
+        self._pause = signature, now + min(self._delay, PAUSE * seconds)
 
     def finish(self, decoded: Iterable[Job]) -> list[Job]:
         """End jobs that have been decoded; returns them."""

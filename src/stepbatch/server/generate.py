@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -23,6 +22,8 @@ from stepbatch.server.forms import read_form
 from stepbatch.server.images import Threads, encode_image
 from stepbatch.server.metrics import Metrics
 from stepbatch.server.schema import ImageRequest, check_makes_pictures, parse, parse_json
+
+SMALL_BYTES = 1 << 18  # of pictures that are written into an answer at once, which another thread would only delay
 
 
 class ImageRoutes:
@@ -94,7 +95,13 @@ class ImageRoutes:
             media_type, extension = f"image/{wanted.output_format}", wanted.output_format
             for item, picture in zip(fields["data"], pictures, strict=True):
                 item["url"] = base + self.files.put(picture, media_type, extension)
-        content = await self.threads.run(lambda: _render(fields, pictures, wanted.response_format))
+        else:
+            for item, picture in zip(fields["data"], pictures, strict=True):
+                item["b64_json"] = picture  # bytes are written as base64
+        if sum(map(len, pictures)) < SMALL_BYTES:
+            content = msgspec.json.encode(fields)
+        else:
+            content = await self.threads.run(lambda: msgspec.json.encode(fields))
         return Response(content, media_type="application/json")
 
     async def _encode(self, output: Output, wanted: ImageRequest) -> bytes:
@@ -120,10 +127,3 @@ class ImageRoutes:
                 "decode": round(max(t.decode for t in times), 6),
             },
         }
-
-
-def _render(fields: dict[str, Any], pictures: Sequence[bytes], response_format: str) -> bytes:
-    if response_format == "b64_json":
-        for item, picture in zip(fields["data"], pictures, strict=True):
-            item["b64_json"] = base64.b64encode(picture).decode("ascii")
-    return json.dumps(fields, allow_nan=False).encode()
