@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from checkpoint import written
+from checkpoint import CLIP, written
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -20,7 +20,6 @@ from stepbatch.models.dummy import randomize
 from stepbatch.models.stand_in import clip_tokenizer
 
 NAME = "stable-diffusion-small"
-TEXT = 64  # width of CLIP's output
 
 UNET: dict[str, Any] = {  # the real one: 320 to 1280 channels, four levels, two layers a block
     "sample_size": 16,
@@ -30,7 +29,7 @@ UNET: dict[str, Any] = {  # the real one: 320 to 1280 channels, four levels, two
     "layers_per_block": 1,
     "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-    "cross_attention_dim": TEXT,
+    "cross_attention_dim": CLIP["hidden_size"],
     "attention_head_dim": 4,
 }
 VAE: dict[str, Any] = {  # the real one: 128 to 512 channels, four levels, two layers a block
@@ -41,17 +40,6 @@ VAE: dict[str, Any] = {  # the real one: 128 to 512 channels, four levels, two l
     "layers_per_block": 1,
     "norm_num_groups": 8,
     "sample_size": 128,
-}
-CLIP: dict[str, Any] = {  # the real one: 12 layers, 12 heads, 768 wide
-    "vocab_size": 49408,
-    "hidden_size": TEXT,
-    "intermediate_size": 2 * TEXT,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 77,
-    "bos_token_id": 49406,
-    "eos_token_id": 49407,
-    "pad_token_id": 49407,
 }
 SCHEDULER: dict[str, Any] = {  # as Stable Diffusion has it
     "beta_start": 0.00085,

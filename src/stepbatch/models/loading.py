@@ -87,6 +87,17 @@ class Parts(Loaded, Generic[T]):
         return self.transformers[0]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Target:
+    """Where a checkpoint's parts are to lie, and as what."""
+
+    device: torch.device
+    dtype: torch.dtype
+    memory: MemoryConfig
+    dummy: bool
+    small: bool  # dummies with hardly any width or depth
+
+
 def load_parts(
     pipeline: type[DiffusionPipeline],
     transformer: Callable[[dict[str, Any]], T],
@@ -106,21 +117,15 @@ def load_parts(
     Raises:
         CheckpointError: a part can't be loaded.
     """
-    device = choose_device(config.model.device)
-    dtype = choose_dtype(config.model.dtype, device)
-    memory = possible_offload(config.memory, device)
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    dummy = config.model.load_format == "dummy"
-    small = dummy and config.model.dummy_size == "small"
+    target = _target(config)
+    device, dtype, memory = target.device, target.dtype, target.memory
     index = read_index(folder, weights=False)
-    configs = [transformer_config(folder, small, name) for name in names]
+    configs = [transformer_config(folder, target.small, name) for name in names]
     where = CPU if memory.dit_layerwise_offload else device
-    if dummy:
-        builds = [partial(transformer, values) for values in configs]
-        ours = [dummy_module(build, where, dtype, seed, drawn_on=device) for seed, build in enumerate(builds)]
+    if target.dummy:
+        ours = [dummy_module(partial(transformer, c), where, dtype, seed, device) for seed, c in enumerate(configs)]
         made_on = CPU if memory.text_encoder_cpu_offload or memory.vae_cpu_offload else device
-        parts = dummy_components(folder, made_on, dtype, small, drawn_on=device, left_out=TRANSFORMERS)
+        parts = dummy_components(folder, made_on, dtype, target.small, drawn_on=device, left_out=TRANSFORMERS)
         rest = pipeline(**parts, transformer=None)
     else:
         with torch.device("meta"):
@@ -134,19 +139,8 @@ def load_parts(
                 torch.cuda.empty_cache()  # of the single layers, which no other tensor's size matches
         if memory.dit_layerwise_offload:
             offload_blocks(module, device)
-    for part, module in rest.components.items():
-        if isinstance(module, torch.nn.Module):
-            _place(part, module, device, memory)
-    return Parts(
-        name=checkpoint_name(folder),
-        pipeline_class=index["_class_name"],
-        pipeline=rest,
-        transformers=tuple(ours),
-        transformer_config=configs[0],
-        settings=SMALL_SETTINGS if small else {},
-        device=device,
-        dtype=dtype,
-    )
+    loaded = _placed(rest, folder, index, target)
+    return Parts(**vars(loaded), transformers=tuple(ours), transformer_config=configs[0])
 
 
 def load_pipeline(folder: Path, config: EngineConfig) -> Loaded:
@@ -155,6 +149,18 @@ def load_pipeline(folder: Path, config: EngineConfig) -> Loaded:
     Raises:
         CheckpointError: diffusers has no such pipeline, or a part can't be loaded.
     """
+    target = _target(config)
+    index = read_index(folder, weights=not target.dummy)
+    kind = _pipeline_class(index["_class_name"])
+    diffusers_logging.set_verbosity_error()  # calls have the same warnings for every request
+    if target.dummy:
+        made = _dummy_pipeline(kind, folder, index, target)
+    else:
+        made = _load_rest(DiffusionPipeline, folder, {}, target.dtype)
+    return _placed(made, folder, index, target)
+
+
+def _target(config: EngineConfig) -> _Target:
     device = choose_device(config.model.device)
     dtype = choose_dtype(config.model.dtype, device)
     memory = possible_offload(config.memory, device)
@@ -162,23 +168,21 @@ def load_pipeline(folder: Path, config: EngineConfig) -> Loaded:
     transformers_logging.disable_progress_bar()
     dummy = config.model.load_format == "dummy"
     small = dummy and config.model.dummy_size == "small"
-    index = read_index(folder, weights=not dummy)
-    kind = _pipeline_class(index["_class_name"])
-    diffusers_logging.set_verbosity_error()  # calls have the same warnings for every request
-    if dummy:
-        made = _dummy_pipeline(kind, folder, index, device, dtype, small, memory)
-    else:
-        made = _load_rest(DiffusionPipeline, folder, {}, dtype)
-    for part, module in made.components.items():
+    return _Target(device=device, dtype=dtype, memory=memory, dummy=dummy, small=small)
+
+
+def _placed(pipeline: Any, folder: Path, index: dict[str, Any], target: _Target) -> Loaded:
+    """Bring every part of a pipeline to where it is to lie."""
+    for part, module in pipeline.components.items():
         if isinstance(module, torch.nn.Module):
-            _place(part, module, device, memory)
+            _place(part, module, target.device, target.memory)
     return Loaded(
         name=checkpoint_name(folder),
         pipeline_class=index["_class_name"],
-        pipeline=made,
-        settings=SMALL_SETTINGS if small else {},
-        device=device,
-        dtype=dtype,
+        pipeline=pipeline,
+        settings=SMALL_SETTINGS if target.small else {},
+        device=target.device,
+        dtype=target.dtype,
     )
 
 
@@ -194,19 +198,13 @@ def _pipeline_class(name: str) -> type[DiffusionPipeline]:
     return found
 
 
-def _dummy_pipeline(
-    kind: type[DiffusionPipeline],
-    folder: Path,
-    index: dict[str, Any],
-    device: torch.device,
-    dtype: torch.dtype,
-    small: bool,
-    memory: MemoryConfig,
-) -> Any:
+def _dummy_pipeline(kind: type[DiffusionPipeline], folder: Path, index: dict[str, Any], target: _Target) -> Any:
+    memory, device = target.memory, target.device
     offloaded = memory.dit_layerwise_offload or memory.text_encoder_cpu_offload or memory.vae_cpu_offload
+    made_on = CPU if offloaded else device
     known = inspect.signature(kind).parameters
     try:
-        parts = dummy_components(folder, CPU if offloaded else device, dtype, small, drawn_on=device, left_out=())
+        parts = dummy_components(folder, made_on, target.dtype, target.small, drawn_on=device, left_out=())
         return kind(**parts, **{name: value for name, value in index.items() if name in known and name not in parts})
     except FAULTS as error:
         raise CheckpointError(f"{folder} can't be made with random weights: {error}") from error

@@ -48,10 +48,8 @@ class Layout:
     text_segments: Segments  # of sequences and what they look at of the text
 
 
-class SelfAttention(Fusible):
-    """Queries, keys and values of rows that look at each other; queries and keys are normed over all heads."""
-
-    FUSED: ClassVar = {"to_qkv": ("to_q", "to_k", "to_v")}
+class Attention(Fusible):
+    """The layers around an attention; queries and keys are normed over all heads."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -59,6 +57,12 @@ class SelfAttention(Fusible):
         self.to_q, self.to_k, self.to_v = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.norm_q, self.norm_k = RMSNorm(dim, EPS), RMSNorm(dim, EPS)
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
+
+
+class SelfAttention(Attention):
+    """Queries, keys and values of rows that look at each other."""
+
+    FUSED: ClassVar = {"to_qkv": ("to_q", "to_k", "to_v")}
 
     def project(self, x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
         """``[T, D]`` to queries, keys and values, ``[T, 3, heads, head_dim]``."""
@@ -69,17 +73,10 @@ class SelfAttention(Fusible):
         return joined
 
 
-class CrossAttention(Fusible):
+class CrossAttention(Attention):
     """Queries of a video's rows, keys and values of its prompt's."""
 
     FUSED: ClassVar = {"to_kv": ("to_k", "to_v")}
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.to_q, self.to_k, self.to_v = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
-        self.norm_q, self.norm_k = RMSNorm(dim, EPS), RMSNorm(dim, EPS)
-        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
 
     def query(self, x: torch.Tensor) -> torch.Tensor:
         """``[T, D]`` to ``[T, heads, head_dim]``."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
 from stepbatch.errors import PayloadTooLarge, RequestCancelled
+from stepbatch.race import done_before
 
 T = TypeVar("T")
 
@@ -49,17 +49,10 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         RequestCancelled: the client went away.
     """
-    task = asyncio.ensure_future(work)
-    watch = asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise RequestCancelled("the client went away")
-        return task.result()
-    finally:
-        task.cancel()
-        watch.cancel()
-        await asyncio.gather(task, watch, return_exceptions=True)
+    done = await done_before(_gone(request), work)
+    if done is None:
+        raise RequestCancelled("the client went away")
+    return done[0]
 
 
 async def _gone(request: Request) -> None:

@@ -8,8 +8,7 @@ import errno
 import logging
 import signal
 import socket
-from collections.abc import Coroutine, Generator
-from typing import Any
+from collections.abc import Generator
 
 import h11
 import uvicorn
@@ -18,6 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from stepbatch.config import EngineConfig, ServerConfig
 from stepbatch.engine.client import AsyncEngine
 from stepbatch.errors import RequestError, SetupError
+from stepbatch.race import done_before
 from stepbatch.server.app import create_app
 from stepbatch.server.handlers import error_body
 from stepbatch.server.request_id import new_request_id
@@ -116,7 +116,7 @@ class _Run:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
         try:
-            if not await _first(self.engine.start(), self.stopping):
+            if not await done_before(self.stopping.wait(), self.engine.start()):
                 return 0
             return await self._serve()
         finally:
@@ -132,7 +132,7 @@ class _Run:
         serving = asyncio.ensure_future(server.serve(sockets=[self.sock]))
         await self.stopping.wait()
         log.info("stopping: requests in flight have %g s to finish", self.config.drain_seconds)
-        finished = await _first(self.engine.stop(self.config.drain_seconds), self.hurrying)
+        finished = await done_before(self.hurrying.wait(), self.engine.stop(self.config.drain_seconds))
         server.force_exit = not finished
         server.should_exit = True
         await serving
@@ -146,21 +146,6 @@ class _Run:
     def _url(self) -> str:
         host, port = self.sock.getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-async def _first(work: Coroutine[Any, Any, None], event: asyncio.Event) -> bool:
-    """Do ``work`` unless ``event`` is set before it is done; whether it was done."""
-    task = asyncio.ensure_future(work)
-    watch = asyncio.ensure_future(event.wait())
-    try:
-        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            task.result()
-        return task.done()
-    finally:
-        task.cancel()
-        watch.cancel()
-        await asyncio.gather(task, watch, return_exceptions=True)
 
 
 def _cannot_listen(host: str, port: int, error: OSError | UnicodeError) -> SetupError:

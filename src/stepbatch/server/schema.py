@@ -9,14 +9,14 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
 from stepbatch.errors import InvalidJSON, InvalidValue, ModelNotFound, RequestError, UnknownParameter
 from stepbatch.model_info import ModelInfo
-from stepbatch.request import GenerationRequest
+from stepbatch.request import FIELDS, GenerationRequest
 from stepbatch.server.fields import (
     BACKGROUNDS,
     EDITS,
@@ -31,16 +31,6 @@ from stepbatch.server.fields import (
 )
 from stepbatch.sizes import parse_size
 
-_PASSED_ON = (
-    "n",
-    "negative_prompt",
-    "num_inference_steps",
-    "guidance_scale",
-    "true_cfg_scale",
-    "flow_shift",
-    "max_sequence_length",
-    "seed",
-)
 _MAX_DIGITS = 40  # of an integer; a longer one is out of every range, and slow to convert
 
 
@@ -57,7 +47,10 @@ class ImageRequest:
 
     def blame(self, error: RequestError) -> RequestError:
         """The same error, naming the field that the caller gave."""
-        return _blame(error, self.generation, self.has_size)
+        if error.param == "images":
+            hint = "" if self.generation.images else f"; send it to {EDITS}"
+            return type(error)(error.message + hint, "image")
+        return blame_size(error, self.generation, self.has_size)
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
@@ -94,18 +87,13 @@ def parse(body: Mapping[str, Any], info: ModelInfo) -> ImageRequest:
     if "background" in given:
         ignored.append("background")
     output_format = _choice(given, "output_format", OUTPUT_FORMATS, "png")
-    has_size = given.get("size", "auto") != "auto"
-    try:
-        generation = generation_of(given, _PASSED_ON)
-    except InvalidValue as error:
-        raise _blame(error, None, has_size) from None
     return ImageRequest(
-        generation=generation,
+        generation=generation_of(given),
         response_format=_choice(given, "response_format", RESPONSE_FORMATS, "b64_json"),
         output_format=output_format,
         output_compression=_compression(given, output_format),
         ignored=tuple(ignored),
-        has_size=has_size,
+        has_size=has_size(given),
     )
 
 
@@ -169,23 +157,30 @@ def check_model(name: object, info: ModelInfo) -> None:
         raise ModelNotFound(f"the model {json.dumps(name[:200])} is not served here; {info.id} is", "model")
 
 
-def generation_of(given: Mapping[str, Any], names: Iterable[str]) -> GenerationRequest:
-    """What is asked of the model, by its prompt, its size and these fields.
+def generation_of(given: Mapping[str, Any]) -> GenerationRequest:
+    """What the fields of a route that are given ask of the model.
 
     Raises:
-        InvalidValue: a value is missing, of the wrong type or out of range.
+        InvalidValue: a value is missing, of the wrong type or out of range; ``param`` is the field that was given.
     """
     if "prompt" not in given:
         raise InvalidValue("prompt is required", "prompt")
     width, height = _size(given)
-    optional = {name: given[name] for name in names if name in given}
-    return GenerationRequest(prompt=given["prompt"], width=width, height=height, **optional)
+    fields = {name: value for name, value in given.items() if name in FIELDS}
+    try:
+        return GenerationRequest(**{**fields, "width": width, "height": height})
+    except InvalidValue as error:
+        raise blame_size(error, None, has_size(given)) from None
+
+
+def has_size(given: Mapping[str, Any]) -> bool:
+    """Whether width and height come as ``size``."""
+    return bool(given.get("size", "auto") != "auto")
 
 
 def _size(given: Mapping[str, Any]) -> tuple[Any, Any]:
-    width, height = given.get("width"), given.get("height")
-    size = given.get("size", "auto")
-    if size == "auto":
+    width, height, size = given.get("width"), given.get("height"), given.get("size")
+    if not has_size(given):
         return width, height
     sides = parse_size(size)
     for name, value, side in (("width", width, sides[0]), ("height", height, sides[1])):
@@ -208,15 +203,6 @@ def _choice(given: Mapping[str, Any], name: str, choices: tuple[str, ...], defau
     if not isinstance(value, str) or value not in choices:
         raise InvalidValue(f"{name} must be one of {', '.join(choices)}", name)
     return value
-
-
-def _blame(error: RequestError, generation: GenerationRequest | None, has_size: bool) -> RequestError:
-    has_images = generation is not None and bool(generation.images)
-    error = blame_size(error, generation, has_size)
-    if error.param == "images":
-        hint = "" if has_images else f"; send it to {EDITS}"
-        return type(error)(error.message + hint, "image")
-    return error
 
 
 def blame_size(error: RequestError, generation: GenerationRequest | None, has_size: bool) -> RequestError:

@@ -17,6 +17,7 @@ from stepbatch.duration import seconds_of
 from stepbatch.engine.client import AsyncEngine, Handle
 from stepbatch.engine.messages import FromEngine, Output, Unit
 from stepbatch.errors import InternalError, InvalidValue, RequestCancelled, RequestError, StorageFull
+from stepbatch.race import done_before
 from stepbatch.request import GenerationRequest
 from stepbatch.server.images import Threads
 from stepbatch.server.metrics import Metrics
@@ -139,7 +140,7 @@ class VideoJobs:
 
     async def _output(self, job: _Job) -> Output:
         """The frames, when they are there; until then, the record is told of every step."""
-        await _first(job.begun.wait(), job.handle.wait())
+        await done_before(job.handle.wait(), job.begun.wait())
         if not job.handle.ended:
             await self._tell(job, 0)
         outputs = []
@@ -239,14 +240,3 @@ def _as_request_error(error: BaseException | None) -> RequestError | None:
     if isinstance(error, OSError | sqlite3.Error):
         return StorageFull("the video can't be written: the server's log has more")
     return InternalError("internal error; the server's log has more")
-
-
-async def _first(*waits: Any) -> None:
-    """Wait for one of these, and cancel the others."""
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

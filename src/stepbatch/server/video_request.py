@@ -15,22 +15,9 @@ from stepbatch.model_info import ModelInfo
 from stepbatch.request import GenerationRequest
 from stepbatch.server.fields import GENERATIONS, VIDEOS
 from stepbatch.server.forms import FormLimits
-from stepbatch.server.schema import blame_size, check_known, generation_of, known_fields
+from stepbatch.server.schema import blame_size, check_known, generation_of, has_size, known_fields
 
 REFERENCE = "input_reference"
-
-_PASSED_ON = (
-    "num_frames",
-    "fps",
-    "negative_prompt",
-    "num_inference_steps",
-    "guidance_scale",
-    "guidance_scale_2",
-    "true_cfg_scale",
-    "flow_shift",
-    "max_sequence_length",
-    "seed",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,16 +63,12 @@ def parse_video(values: Mapping[str, Any], info: ModelInfo) -> VideoRequest:
         raise InvalidValue(f"the model makes pictures; ask for them at {GENERATIONS}", "model")
     if REFERENCE in given:
         raise _not_uploaded()
-    has_size = given.get("size", "auto") != "auto"
     seconds = parse_seconds(given["seconds"]) if "seconds" in given else None
-    try:
-        generation = generation_of(given, _PASSED_ON)
-    except InvalidValue as error:
-        raise blame_size(error, None, has_size) from None
+    generation = generation_of(given)
     return VideoRequest(
         generation=generation if seconds is None else _lasting(generation, seconds, info),
         ignored=tuple(ignored),
-        has_size=has_size,
+        has_size=has_size(given),
         has_seconds=seconds is not None and generation.num_frames is None,
     )
 

@@ -7,11 +7,10 @@ import random
 import resource
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
 
 import aiohttp
 
@@ -23,6 +22,7 @@ from stepbatch.bench.load.wire import EXHAUSTED, FAULTS, Answer, Spool, Wire, er
 from stepbatch.bench.options import TargetOptions
 from stepbatch.bench.results import ClientState, Record, Sample
 from stepbatch.bench.workload.work import WorkItem
+from stepbatch.race import done_before
 
 LONGEST_WAIT = 120.0  # seconds before a request is sent again, whatever the server says
 REST_SECONDS = 1.0  # of a server that isn't well, while there are others
@@ -105,7 +105,8 @@ async def drive(
         ):
             sender = _Sender(session, Servers(resolved.bases), spool, target, progress)
             async with Meter() as meter:
-                await _unless(stop or asyncio.Event(), sender.send_all(requests, times, slos, max_concurrency))
+                stopped = (stop or asyncio.Event()).wait()
+                await done_before(stopped, sender.send_all(requests, times, slos, max_concurrency))
         records = sorted(sender.records, key=lambda record: record.index)
         answered = [record.latency for record in records if record.outcome == "ok"]
         client = meter.state([record.lag for record in records], answered, sender.exhausted)
@@ -296,19 +297,6 @@ def _wait(answer: Answer, attempts: int) -> float:
     if told is None:
         told = FIRST_WAIT * 2 ** min(attempts - 1, 10) * random.uniform(0.75, 1.25)  # not all of them at once
     return min(LONGEST_WAIT, told)
-
-
-async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
-    """Do the work, or cancel it once ``stop`` is set."""
-    working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            working.result()
-    finally:
-        working.cancel()
-        stopping.cancel()
-        await asyncio.gather(working, stopping, return_exceptions=True)
 
 
 def _allow_connections() -> None:
