@@ -15,7 +15,7 @@ serve: $(READY)  ## serve the bundled model until interrupted
 	@$(BIN)/stepbatch serve
 
 test: $(READY)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	@$(BIN)/ruff check .

@@ -60,3 +60,11 @@ def z_image_runner(z_image_path: Path):  # type: ignore[no-untyped-def] # its ty
     from stepbatch.models.native import load_model
 
     return TorchRunner(load_model(EngineConfig(model=ModelConfig(model_path=str(z_image_path)))))
+
+
+LONG = {"test_ownership.py", "test_peers.py", "test_gpu_benchmark.py", "test_serve_lines.py", "test_stream.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that none is left to one process at the end."""
+    items.sort(key=lambda item: item.path.name not in LONG)

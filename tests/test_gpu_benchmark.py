@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,16 @@ def record(monkeypatch: pytest.MonkeyPatch) -> Any:
     return gpu_record
 
 
-def run(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(BENCHMARKS / "gpu.py"), *ON_CPU, "--output", str(output), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The script in this process; as a script it runs where bursts are sent."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from parts import gpu_run
+
+    def run(output: Path, *arguments: str) -> int:
+        return int(gpu_run.main([*ON_CPU, "--output", str(output), *arguments], "", time.monotonic()))
+
+    return run
 
 
 def measures(output: Path, part: str, model: str, what: str) -> list[dict[str, Any]]:
@@ -31,10 +40,11 @@ def measures(output: Path, part: str, model: str, what: str) -> list[dict[str, A
     return [m for m in entry["measures"] if m["measure"] == what and "skipped" not in m]
 
 
-def test_a_models_steps_are_measured_and_held_against_diffusers(tmp_path: Path) -> None:
+def test_a_models_steps_are_measured_and_held_against_diffusers(
+    main: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     models = ("--models", "Z-Image-Turbo", "Nothing")
-    done = run(tmp_path, "--in-process", "--parts", "card", "steps", "offload", *models)
-    assert done.returncode == 1, done.stderr  # for the last of the models
+    assert main(tmp_path, "--in-process", "--parts", "card", "steps", "offload", *models) == 1  # for the last of them
     steps = measures(tmp_path, "steps", "Z-Image-Turbo", "step")
     assert [(m["size"], m["batch"]) for m in steps] == [([64, 64], 1), ([96, 96], 1), ([64, 64], 2), ([96, 96], 2)]
     assert all(m["ms"] > 0 and m["diffusers_ms"] > 0 and 0 < m["matrix_share"] < 1 for m in steps)
@@ -45,13 +55,16 @@ def test_a_models_steps_are_measured_and_held_against_diffusers(tmp_path: Path) 
     assert image["seconds"] >= image["encode_seconds"] + image["denoise_seconds"] + image["decode_seconds"]
     assert [m["in_flight"] for m in measures(tmp_path, "offload", "Z-Image-Turbo", "step")] == [1, 8]
     assert all(m["tflops"] > 0 for m in measures(tmp_path, "card", "card", "matrix"))
-    assert "how far predictions are apart" in done.stdout and "Blocks out of the CPU's memory" in done.stdout
+    shown = capsys.readouterr().out
+    assert "how far predictions are apart" in shown and "Blocks out of the CPU's memory" in shown
     failed = json.loads((tmp_path / "steps.json").read_text())["Nothing"]
     assert failed["state"] == "failed" and "there is no folder Nothing" in failed["error"]
 
 
 def test_bursts_are_sent_to_servers(tmp_path: Path) -> None:
-    done = run(tmp_path, "--parts", "burst", "--models", "FLUX.1-dev", "--burst-prompts", "5")
+    flags = [*ON_CPU, "--output", str(tmp_path), "--parts", "burst", "--models", "FLUX.1-dev", "--burst-prompts", "5"]
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr + (tmp_path / "gpu.log").read_text()
     bursts = {(m["concurrency"], m["batching"]): m for m in measures(tmp_path, "burst", "FLUX.1-dev", "burst")}
     assert set(bursts) == {(4, "off"), (4, "on"), (12, "off"), (12, "on")}
@@ -61,13 +74,15 @@ def test_bursts_are_sent_to_servers(tmp_path: Path) -> None:
     assert "A burst of requests" in done.stdout
 
 
-def test_without_the_device_nothing_is_begun(tmp_path: Path) -> None:
+def test_without_the_device_nothing_is_begun(
+    main: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    done = run(tmp_path / "output", "--device", "cuda")
-    assert done.returncode == 2 and "there is no CUDA device here" in done.stderr
+    assert main(tmp_path / "output", "--device", "cuda") == 2
+    assert "there is no CUDA device here" in capsys.readouterr().err
     assert not (tmp_path / "output").exists()
 
 

@@ -28,10 +28,13 @@ def different_scenes(count: int) -> list[Scene]:
 
 
 def request_for(scene: Scene, index: int) -> GenerationRequest:
-    width, height = [(128, 128), (144, 128), (128, 160)][index % 3]
+    """Of three sizes and three numbers of steps, and one in seven guided: as few steps as can still be read."""
+    width, height = [(128, 128), (144, 128), (128, 144)][index % 3]
+    steps, guidance = 2 + index // 3 % 3, 0.0 if index % 7 else 1.5
     return GenerationRequest(
-        prompt=scene.prompt(), width=width, height=height, num_inference_steps=5 + index % 3, seed=index
-    )
+        prompt=scene.prompt(), width=width, height=height, num_inference_steps=steps, guidance_scale=guidance,
+        seed=index,
+    )  # fmt: skip
 
 
 def image_of(output: Output) -> Image.Image:
@@ -52,7 +55,7 @@ async def test_200_concurrent_requests_each_get_their_own_picture() -> None:
         requests = [request_for(scene, i) for i, scene in enumerate(scenes)]
         outputs = await asyncio.gather(*(draw(engine, request) for request in requests))
         unread = [i for i, output in enumerate(outputs) if not matches(image_of(output), scenes[i])]
-        assert len(unread) < 0.4 * CONCURRENT  # few steps at a small size: not what the model draws best
+        assert len(unread) < 0.2 * CONCURRENT  # few steps at a small size: not what the model draws best
         for i in unread:
             alone = np.frombuffer((await draw(engine, requests[i])).pixels, np.uint8).astype(int)
             assert np.abs(alone - np.frombuffer(outputs[i].pixels, np.uint8)).max() <= 1

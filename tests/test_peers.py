@@ -6,10 +6,14 @@ import base64
 import importlib.util
 import io
 import json
+import runpy
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +21,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 from benchmarks.peers import shared
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,6 +32,7 @@ from stepbatch.bench.servers import running
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
+PEERS = BENCHMARKS / "peers"
 
 
 def body(seed: int = 0, size: str = "32x32", steps: int = 2, guidance: float = 0.0, **fields: Any) -> shared.Body:
@@ -107,14 +113,35 @@ def test_a_request_that_cannot_be_drawn_fails_alone(pipeline: Any) -> None:
     assert off_by(first[0], last[0]) > 1
 
 
+@contextmanager
+def fastapi_lock(pipeline: Any) -> Iterator[str]:
+    """In a thread; ``test_ours_and_a_peer_side_by_side`` starts it as users do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(PEERS))
+        app = importlib.import_module("fastapi_lock").create_app(pipeline)
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        thread = threading.Thread(target=server.run, args=([sock],))
+        thread.start()
+        yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
 @pytest.fixture(scope="module", params=["fastapi_lock", "litserve_server", "ray_server"])
 def address(
-    request: pytest.FixtureRequest, z_image_path: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, pipeline: Any, z_image_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    needed = {"litserve_server": "litserve", "ray_server": "ray"}.get(request.param)
-    if needed and not importlib.util.find_spec(needed):
+    if request.param == "fastapi_lock":
+        with fastapi_lock(pipeline) as base_url:
+            yield base_url
+        return
+    needed = {"litserve_server": "litserve", "ray_server": "ray"}[request.param]
+    if not importlib.util.find_spec(needed):
         pytest.skip(f"{needed} is not installed")
-    command = [sys.executable, str(BENCHMARKS / "peers" / f"{request.param}.py"), "--model-path", str(z_image_path)]
+    command = [sys.executable, str(PEERS / f"{request.param}.py"), "--model-path", str(z_image_path)]
     with running([*command, "--port", "{port}"], tmp_path_factory.mktemp("server") / "log") as server:
         yield server.base_url
 
@@ -189,13 +216,17 @@ def test_the_page_is_made_of_the_results(serving_docs: ModuleType, tmp_path: Pat
     assert page.read_text() == (ROOT / "docs" / "benchmarks.md").read_text()
 
 
-def test_the_pipeline_in_one_process_draws_all(z_image_path: Path, tmp_path: Path) -> None:
+def test_the_pipeline_in_one_process_draws_all(
+    z_image_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     asked = [body(seed, steps=1 + seed % 2).model_dump_json() for seed in range(5)]
     (tmp_path / "requests").write_text("\n".join(asked) + "\n")
-    script = BENCHMARKS / "peers" / "in_process.py"
+    script = str(PEERS / "in_process.py")
     flags = ["--model-path", str(z_image_path), "--requests", str(tmp_path / "requests")]
-    done = subprocess.run([sys.executable, str(script), *flags], capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout.splitlines()[-1])
+    monkeypatch.syspath_prepend(str(PEERS))  # as it is where a script runs
+    monkeypatch.setattr(sys, "argv", [script, *flags])
+    runpy.run_path(script, run_name="__main__")
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["answers"] == 5
     assert found["seconds"] > 0
 

@@ -91,7 +91,7 @@ alone: dict[GenerationRequest, list[torch.Tensor]] = {}
 @given(visits=visits_of(requests), limits=limits)
 def test_batched_equals_alone(z_image_runner: TorchRunner, visits: list[Visit], limits: BatchingConfig) -> None:
     """Whatever the company, the limits, the joins and the cancels, a job's latents are those it has by itself."""
-    hold(z_image_runner, visits, limits)
+    assert worst_difference(z_image_runner, visits, limits) < TOLERANCE
 
 
 @settings(max_examples=15)
@@ -100,10 +100,11 @@ def test_batched_equals_alone_with_two_transformers(
     wan_runner: TorchRunner, visits: list[Visit], limits: BatchingConfig
 ) -> None:
     """Likewise where jobs change from one to the other, and their solvers look back."""
-    hold(wan_runner, visits, limits)
+    assert worst_difference(wan_runner, visits, limits) < TOLERANCE
 
 
-def hold(own: TorchRunner, visits: list[Visit], limits: BatchingConfig) -> None:
+def worst_difference(own: TorchRunner, visits: list[Visit], limits: BatchingConfig) -> float:
+    """Of any latent of the requests that stayed, from what they have alone."""
     runner = RecordingRunner(own.model)
     engine = Engine(runner, EngineConfig(batching=limits))
     now = 0
@@ -115,6 +116,7 @@ def hold(own: TorchRunner, visits: list[Visit], limits: BatchingConfig) -> None:
                 engine.cancel(str(i))
         engine.step()
         now += 1
+    worst = torch.zeros(())
     for i, visit in enumerate(visits):
         request = visit.request
         if visit.cancel is not None:
@@ -122,7 +124,8 @@ def hold(own: TorchRunner, visits: list[Visit], limits: BatchingConfig) -> None:
         if request not in alone:
             alone[request] = run(make_engine(own), [replace(request)])[0]
         for index, expected in enumerate(alone[request]):
-            assert (runner.final[str(i), index] - expected).abs().max() < TOLERANCE
+            worst = torch.maximum(worst, (runner.final[str(i), index] - expected).abs().max())  # NaN stays NaN
+    return float(worst)
 
 
 def test_a_step_takes_a_forward_pass_of_each_transformer_that_is_needed(

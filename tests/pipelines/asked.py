@@ -91,6 +91,11 @@ def kind_of(asked: str) -> str:
     return asked.split(",")[0]
 
 
+def asked_of(kind: str) -> list[str]:
+    """All that a checkpoint is asked for."""
+    return [asked for asked in FIELDS if kind_of(asked) == kind]
+
+
 def theirs(asked: str, pipeline: DiffusionPipeline, request: GenerationRequest) -> np.ndarray:
     """What diffusers makes of a request alone, as its documentation says; values from 0 to 1, ``[F, H, W, 3]``."""
     values: dict[str, Any] = {

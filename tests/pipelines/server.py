@@ -20,9 +20,11 @@ import numpy as np
 from PIL import Image
 from tests.pictures import file
 from tests.pipelines.asked import pil
+from tests.server.conftest import running as running_here
 
-from stepbatch import GenerationRequest
+from stepbatch import GenerationRequest, ModelConfig
 from stepbatch.bench.servers import running
+from stepbatch.config import BatchingConfig
 
 DELAY_MS = 400  # that a request waits for company: long enough for a burst to come in on a busy machine
 WIDTH = 4  # of a call
@@ -106,6 +108,16 @@ def serving(model: Path, folder: Path, *flags: str) -> Iterator[Serving]:
     command = [sys.executable, "-m", "stepbatch", "serve", "--model-path", str(model), "--backend", "diffusers"]
     with running([*command, "--port", "{port}", *batching, *flags], folder / "log") as server:
         with httpx.Client(base_url=server.base_url, timeout=SECONDS) as http:
+            yield Serving(http)
+
+
+@contextmanager
+def serving_here(model: Path, width: int, videos: Path) -> Iterator[Serving]:
+    """The server in a thread of this process."""
+    asked = ModelConfig(model_path=str(model), backend="diffusers", num_threads=1)
+    batching = BatchingConfig(dynamic_batch_max_size=width, dynamic_batch_delay_ms=DELAY_MS)
+    with running_here(asked, batching, video_dir=str(videos)) as server:
+        with httpx.Client(base_url=server.url, timeout=SECONDS) as http:
             yield Serving(http)
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from diffusers import DiffusionPipeline
 from diffusers.utils import logging
-from tests.pipelines.asked import FIELDS, NEGATIVES, PROMPTS, kind_of, least_difference, picture, requests, theirs
+from tests.pipelines.asked import FIELDS, NEGATIVES, PROMPTS, kind_of, picture, requests, theirs
+from tests.pipelines.bursts import load
 from tests.pipelines.checkpoints import KINDS, clip_tokenizer, gemma_tokenizer, t5_tokenizer
 from tests.pipelines.conftest import Checkpoints
 
@@ -20,46 +20,24 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 VISIBLE = 0.05  # far above the tolerance
 
 
-@pytest.fixture(scope="module", params=list(KINDS))
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def pipeline(kind: str, checkpoint: Checkpoints) -> Any:
+@pytest.mark.parametrize("asked", FIELDS)
+def test_a_picture_depends_on_all_that_it_should(asked: str, checkpoint: Checkpoints) -> None:
     logging.disable_progress_bar()
-    loaded = DiffusionPipeline.from_pretrained(checkpoint(kind), dtype=torch.float32, use_safetensors=True)
-    loaded.set_progress_bar_config(disable=True)
-    return loaded
+    pipeline = load(checkpoint(kind_of(asked)))
+    request = requests(asked)[1]
+    changes: dict[str, Any] = {"prompt": PROMPTS[3], "negative_prompt": NEGATIVES[3], "seed": 99, "guidance_scale": 1.5}
+    if request.images:
+        changes["images"] = (picture(request.images[0].width, request.images[0].height, seed=99),)
+    drawn = theirs(asked, pipeline, request)
+    changed = {name: theirs(asked, pipeline, replace(request, **{name: value})) for name, value in changes.items()}
+    apart = {name: float(np.abs(other - drawn).max()) for name, other in changed.items()}
+    assert min(apart.values()) > VISIBLE, apart
+    values = np.stack([drawn, *changed.values()])
+    assert 0.1 < values.std() < 0.35
+    assert ((values > 0) & (values < 1)).mean() > 0.8  # few are cut off
 
 
-def test_a_picture_depends_on_all_that_it_should(kind: str, pipeline: Any) -> None:
-    for asked in (name for name in FIELDS if kind_of(name) == kind):
-        request = requests(asked)[1]
-        changes: dict[str, Any] = {
-            "prompt": PROMPTS[3],
-            "negative_prompt": NEGATIVES[3],
-            "seed": 99,
-            "guidance_scale": 1.5,
-        }
-        if request.images:
-            size = request.images[0].width, request.images[0].height
-            changes["images"] = (picture(*size, seed=99),)
-        drawn = theirs(asked, pipeline, request)
-        for name, value in changes.items():
-            changed = theirs(asked, pipeline, replace(request, **{name: value}))
-            assert np.abs(changed - drawn).max() > VISIBLE, (asked, name)
-
-
-def test_few_values_are_cut_off(kind: str, pipeline: Any) -> None:
-    for asked in (name for name in FIELDS if kind_of(name) == kind):
-        pictures = [theirs(asked, pipeline, request) for request in requests(asked)]
-        values = np.stack(pictures)
-        assert 0.1 < values.std() < 0.35
-        assert ((values > 0) & (values < 1)).mean() > 0.8
-        assert least_difference(pictures) > VISIBLE
-
-
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_checkpoint_is_small(kind: str, checkpoint: Checkpoints) -> None:
     assert sum(file.stat().st_size for file in checkpoint(kind).rglob("*")) < 3e6
 
@@ -73,6 +51,6 @@ def test_prompts_are_of_very_different_lengths() -> None:
         assert tokenizer.decode(tokenizer(PROMPTS[1]).input_ids, skip_special_tokens=True).strip() == PROMPTS[1]
 
 
-def test_at_least_ten_pipelines_of_different_kinds() -> None:
-    classes = {type(make()) for make in KINDS.values()}
-    assert len(classes) == len(KINDS) >= 10
+def test_at_least_ten_pipelines_of_different_kinds(checkpoint: Checkpoints) -> None:
+    indices = [json.loads((checkpoint(kind) / "model_index.json").read_text()) for kind in KINDS]
+    assert len({index["_class_name"] for index in indices}) == len(KINDS) >= 10

@@ -34,7 +34,7 @@ def test_the_same_alone_in_company_and_in_diffusers(asked: str, checkpoint: Chec
     ours = Pipeline(EngineConfig(model=ModelConfig(model_path=str(folder), backend="diffusers")), folder)
     pipeline: Any = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     pipeline.set_progress_bar_config(disable=True)
-    wanted = requests(asked)
+    wanted = requests(asked, 3)
     expected = [theirs(asked, pipeline, request) for request in wanted]
     assert least_difference(expected) > 1000 * TOLERANCE
     resolved = [request.resolve(ours.info) for request in wanted]

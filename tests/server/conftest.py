@@ -27,7 +27,8 @@ from .support import (
 
 
 @contextmanager
-def running(model: ModelConfig, **settings: Any) -> Iterator[RunningServer]:
+def running(model: ModelConfig, batching: BatchingConfig | None = None, **settings: Any) -> Iterator[RunningServer]:
+    batching = batching or BatchingConfig(dynamic_batch_max_size=4)
     config = ServerConfig(
         port=0,
         log_level="warning",
@@ -42,7 +43,7 @@ def running(model: ModelConfig, **settings: Any) -> Iterator[RunningServer]:
     running: list[Any] = []
 
     async def serve() -> None:
-        engine = AsyncEngine(EngineConfig(model=model, batching=BatchingConfig(dynamic_batch_max_size=4)))
+        engine = AsyncEngine(EngineConfig(model=model, batching=batching))
         await engine.start()
         sock.listen()
         uvicorn_server = make_server(engine, config)
