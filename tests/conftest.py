@@ -1,5 +1,7 @@
+import atexit
 import os
 import signal
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,12 @@ from stepbatch.config import EngineConfig, ModelConfig
 
 # a tiny model gains nothing from threads, which wait for each other on a busy machine; subprocesses read it too
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# what steps cost is measured once for all tests, and in nobody's own cache; workers and subprocesses read it too
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="stepbatch-cache-")
+    atexit.register(_cache.cleanup)
+    os.environ["XDG_CACHE_HOME"] = _cache.name
 
 # a shell's jobs in the background ignore Ctrl-C, and so would every process that is started from here
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -23,10 +24,10 @@ class RecordingRunner(TorchRunner):
         super().denoise(jobs, tick)
         self.__dict__.setdefault("steps", []).append([job.id for job in jobs])
 
-    def decode(self, jobs: Sequence[Job]) -> list[bytes | RequestError]:
+    def decode(self, jobs: Sequence[Job], seconds: float = math.inf) -> list[bytes | RequestError | None]:
         for job in jobs:
             self.__dict__.setdefault("final", {})[job.id] = self.latents(job).clone()
-        return super().decode(jobs)
+        return super().decode(jobs, seconds)
 
 
 def run(engine: Engine, requests: Sequence[GenerationRequest]) -> list[list[torch.Tensor]]:

@@ -11,6 +11,7 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "stepbatch"
 FILES = sorted(SOURCE.rglob("*.py"))
+HEAVY = (SOURCE / "bench" / "offline.py", SOURCE / "bench" / "profile" / "run.py")  # these run an engine
 LIGHT = (
     "stepbatch",
     "stepbatch.cli.commands",
@@ -29,7 +30,7 @@ LIGHT = (
     *(
         ".".join(("stepbatch", *path.relative_to(SOURCE).with_suffix("").parts))
         for path in sorted((SOURCE / "bench").rglob("*.py"))
-        if path.stem not in ("__init__", "offline")
+        if path.stem != "__init__" and path not in HEAVY
     ),
     *(f"stepbatch.server.{path.stem}" for path in sorted((SOURCE / "server").glob("*.py")) if path.stem != "__init__"),
 )

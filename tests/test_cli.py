@@ -1,5 +1,6 @@
 """The command line: what it takes, what it refuses, and that it starts at once."""
 
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -35,6 +36,14 @@ def test_serve_takes_the_flags_that_people_know(served: list[tuple[ServerConfig,
     assert (engine.model.model_path, engine.model.backend, engine.model.num_gpus) == ("DIR", "auto", 1)
     assert engine.batching.dynamic_batch_max_size == 4
     assert engine.batching.dynamic_batch_delay_ms == 5.0
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("auto", None), ("2.5", 2.5), ("inf", math.inf)])
+def test_a_number_may_be_auto(
+    served: list[tuple[ServerConfig, EngineConfig]], text: str, seconds: float | None
+) -> None:
+    assert main(["serve", "--max-queue-seconds", text]) == 0
+    assert served[0][1].admission.max_queue_seconds == seconds
 
 
 def test_serve_without_flags_has_the_defaults(

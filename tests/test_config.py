@@ -6,11 +6,11 @@ import re
 
 import pytest
 
-from stepbatch.config import BatchingConfig, DefaultsConfig, EngineConfig, ModelConfig, ServerConfig
+from stepbatch.config import AdmissionConfig, BatchingConfig, DefaultsConfig, EngineConfig, ModelConfig, ServerConfig
 from stepbatch.demo import MODEL_PATH
 from stepbatch.errors import OptionError
 
-GROUPS = (ModelConfig, BatchingConfig, DefaultsConfig, ServerConfig)
+GROUPS = (ModelConfig, BatchingConfig, DefaultsConfig, AdmissionConfig, ServerConfig)
 
 
 @pytest.mark.parametrize("cls", [*GROUPS, EngineConfig])
@@ -44,6 +44,13 @@ def test_values_out_of_range(value: float) -> None:
 def test_values_with_no_upper_bound_are_finite() -> None:
     with pytest.raises(OptionError, match="--drain-seconds must be at least 0, not inf"):
         ServerConfig(drain_seconds=math.inf)
+
+
+def test_a_queue_may_be_without_bound_but_not_less_than_nothing() -> None:
+    assert AdmissionConfig(max_queue_seconds=math.inf).max_queue_seconds == math.inf
+    assert AdmissionConfig().max_queue_seconds is None
+    with pytest.raises(OptionError, match="--max-queue-seconds must be at least 0, not -1"):
+        AdmissionConfig(max_queue_seconds=-1)
 
 
 def test_choices_are_checked_with_a_suggestion() -> None:

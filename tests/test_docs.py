@@ -14,7 +14,16 @@ from tests.pictures import file, image
 from stepbatch.bench import options
 from stepbatch.cli import bench, commands
 from stepbatch.cli.parser import Parser
-from stepbatch.config import BatchingConfig, DefaultsConfig, EngineConfig, MemoryConfig, ModelConfig, ServerConfig
+from stepbatch.config import (
+    AdmissionConfig,
+    BatchingConfig,
+    DefaultsConfig,
+    EngineConfig,
+    MemoryConfig,
+    ModelConfig,
+    ServerConfig,
+    WarmupConfig,
+)
 from stepbatch.demo import MODEL_PATH
 from stepbatch.demo.burst import serving
 from stepbatch.errors import REQUEST_ERRORS, RequestError
@@ -26,8 +35,8 @@ README, API, SETTINGS, ARCHITECTURE, BENCHMARKING = (
     (ROOT / path).read_text()
     for path in ("README.md", "docs/api.md", "docs/settings.md", "docs/architecture.md", "docs/benchmarking.md")
 )
-SERVING = (ModelConfig, BatchingConfig, MemoryConfig, DefaultsConfig, ServerConfig)
-BENCH = (*bench.SERVING, options.SweepOptions, options.OfflineOptions)
+SERVING = (ModelConfig, BatchingConfig, MemoryConfig, DefaultsConfig, AdmissionConfig, WarmupConfig, ServerConfig)
+BENCH = (*bench.SERVING, *bench.SIMULATE, options.SweepOptions, options.OfflineOptions)
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -43,6 +52,8 @@ def test_every_setting_is_documented(cls: type, text: str) -> None:
         default = default.lower() if isinstance(field.default, bool) else default
         if field.default == str(MODEL_PATH):
             default = "the bundled model"
+        elif field.default is None and field.metadata["auto"]:
+            default = "`auto`"
         row = f"| `--{field.name.replace('_', '-')}` | {default} | {field.metadata['help']} |"
         assert row in text, f"the documentation lacks this row:\n{row}"
 
@@ -51,7 +62,11 @@ def test_no_setting_is_documented_that_is_none() -> None:
     flags = set(re.findall(r"^\| `(--[a-z-]+)`", SETTINGS, re.MULTILINE))
     assert flags <= set(commands.serve_parser().flags)
     flags = set(re.findall(r"^\| `(--[a-z-]+)`", BENCHMARKING, re.MULTILINE))
-    assert flags <= {*bench.sweep_parser().flags, *bench.offline_parser().flags}
+    assert flags <= {
+        *bench.sweep_parser().flags,
+        *bench.offline_parser().flags,
+        *bench.simulate_parser().flags,
+    }
 
 
 @pytest.mark.parametrize("code", sorted(set(REQUEST_ERRORS) - {RequestError.code}))
@@ -107,6 +122,7 @@ def check_stepbatch(arguments: list[str]) -> None:
         "bench sweep": bench.sweep_parser,
         "bench compare": bench.compare_parser,
         "bench offline": bench.offline_parser,
+        "bench simulate": bench.simulate_parser,
     }
     words = 2 if arguments[0] == "bench" else 1
     assert parsers[" ".join(arguments[:words])]().read(arguments[words:])

@@ -15,7 +15,7 @@ from stepbatch.engine.messages import Output
 
 pytestmark = pytest.mark.anyio
 
-CONCURRENT = 200
+CONCURRENT = 100
 
 
 def different_scenes(count: int) -> list[Scene]:
@@ -46,7 +46,7 @@ async def draw(engine: AsyncEngine, request: GenerationRequest) -> Output:
     return output
 
 
-async def test_200_concurrent_requests_each_get_their_own_picture() -> None:
+async def test_100_concurrent_requests_each_get_their_own_picture() -> None:
     """The checker reads every picture; where it can't, the picture must be the one drawn alone."""
     scenes = different_scenes(CONCURRENT)
     engine = AsyncEngine(EngineConfig(batching=BatchingConfig(dynamic_batch_max_size=16)))

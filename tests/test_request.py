@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stepbatch.checks import MAX_PROMPT_CHARACTERS
 from stepbatch.config import ModelConfig
 from stepbatch.errors import GenerationFailed, InvalidValue
 from stepbatch.image import InputImage
@@ -14,7 +15,6 @@ from stepbatch.model_info import Defaults, ModelInfo
 from stepbatch.request import (
     ENDINGS,
     MAX_OUTPUTS,
-    MAX_PROMPT_CHARACTERS,
     MAX_SEED,
     MAX_STEPS,
     GenerationRequest,
@@ -136,7 +136,7 @@ def test_resolve_refuses_what_the_model_cannot_do(name: str, fields: dict[str, A
 
 
 def job() -> Job:
-    return Job("r", 1, GenerationRequest(prompt="x", seed=5, n=2).resolve(INFO), tokens=32, arrival=0.0)
+    return Job("r", 1, GenerationRequest(prompt="x", seed=5, n=2).resolve(INFO), lengths=(32,), arrival=0.0)
 
 
 def test_the_seed_of_an_output_is_the_requests_plus_its_index() -> None:

@@ -14,9 +14,9 @@ from accelerate import init_empty_weights
 from torch import nn
 
 from parts.common import SEED, Case, Effort, Figure, alternate, ratio
-from stepbatch.bench.hardware import DeviceClock
 from stepbatch.bench.offline import operations_of
 from stepbatch.config import EngineConfig, MemoryConfig, ModelConfig
+from stepbatch.engine.clock import DeviceClock
 from stepbatch.engine.runner import TorchRunner
 from stepbatch.models.base import Model
 from stepbatch.models.checkpoint import find_checkpoint, read_index
@@ -105,7 +105,7 @@ def our_step(model: Model, sizes: Sequence[Size]) -> Callable[[], None]:
     """What takes a denoising step of pictures of these sizes."""
     runner, ids = TorchRunner(model), count()
     requests = [unguided(model, size) for size in sizes]
-    jobs = [Job(str(next(ids)), 0, request, runner.tokens(request), 0.0) for request in requests]
+    jobs = [Job(str(next(ids)), 0, request, runner.lengths(request), 0.0) for request in requests]
     runner.encode(jobs)
     return lambda: runner.denoise(jobs, lambda step, steps: None)
 

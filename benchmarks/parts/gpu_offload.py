@@ -11,8 +11,8 @@ from torch import nn
 
 from parts.families import dummy_config, our_step
 from parts.gpu_record import Record, Task, of
-from stepbatch.bench.hardware import DeviceClock
 from stepbatch.config import MemoryConfig
+from stepbatch.engine.clock import DeviceClock
 from stepbatch.models.base import Model
 from stepbatch.models.loading import choose_device
 from stepbatch.models.native import load_model

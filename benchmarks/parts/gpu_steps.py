@@ -29,9 +29,10 @@ from parts.families import (
 )
 from parts.gpu_parity import compare, shallow_configs
 from parts.gpu_record import Record, Task, of
-from stepbatch.bench.hardware import DeviceClock, matrix_rate
+from stepbatch.bench.hardware import matrix_rate
 from stepbatch.bench.offline import measure
 from stepbatch.config import EngineConfig
+from stepbatch.engine.clock import DeviceClock
 from stepbatch.engine.runner import TorchRunner
 from stepbatch.models.loading import choose_device
 from stepbatch.models.native import load_model

@@ -44,7 +44,7 @@ def _steps(model: Model, sizes: str, guided: bool, width: int) -> tuple[Callable
     def job(i: int, runner: TorchRunner) -> Job:
         size = available[i % len(available)]
         request = make_request(model.info, rng, size, MAX_STEPS, 3.0 if guided else 0.0)
-        made = Job(str(next(ids)), 0, request, runner.tokens(request), 0.0)
+        made = Job(str(next(ids)), 0, request, runner.lengths(request), 0.0)
         runner.encode([made])
         return made
 

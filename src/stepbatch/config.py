@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from stepbatch.demo import MODEL_PATH
-from stepbatch.errors import OptionError
+from stepbatch.errors import InvalidValue, OptionError
+from stepbatch.sizes import parse_size
 
 
 def option(
@@ -18,6 +19,7 @@ def option(
     low: float | None = None,
     high: float | None = None,
     endless: bool = False,
+    auto: bool = False,
     bare: Any = None,
     aliases: tuple[str, ...] = (),
 ) -> Any:
@@ -27,11 +29,12 @@ def option(
         low: The least value.
         high: The greatest value.
         endless: Infinity will do.
+        auto: It is a number, or ``None``, which is written auto.
         bare: What the flag means without a value; ``None`` if it needs one.
         aliases: Other names of the flag.
     """
-    metadata = {"help": help, "low": low, "high": high, "endless": endless, "bare": bare, "aliases": aliases}
-    return field(default=default, metadata=metadata)
+    bounds = {"low": low, "high": high, "endless": endless}
+    return field(default=default, metadata={"help": help, **bounds, "auto": auto, "bare": bare, "aliases": aliases})
 
 
 def check(config: Any) -> None:
@@ -80,6 +83,9 @@ class ModelConfig:
         "full", "how large --load-format dummy makes it; small is the same architecture with hardly any width or depth"
     )
     fake_step_ms: float = option(5.0, "how long a step of --backend fake takes", low=0)
+    fake_memory_tokens: int | None = option(
+        None, "the most tokens that a step of --backend fake has memory for; without it, any number", low=1
+    )
     fake_videos: bool = option(False, "--backend fake makes videos instead of pictures")
     num_gpus: int = option(1, "how many accelerators to use", low=1, high=1)
     device: str = option("auto", "cpu, cuda, cuda:1, ...; auto takes cuda where there is one")
@@ -100,17 +106,46 @@ class ModelConfig:
 class BatchingConfig:
     """How wide a step may be."""
 
-    dynamic_batch_max_size: int = option(8, "the most jobs that share a denoising step", low=1, high=4096)
+    dynamic_batch_max_size: int | None = option(
+        None,
+        "the most jobs that share a denoising step; auto is as many as pay, and 8 in a whole pipeline call",
+        auto=True,
+        low=1,
+        high=4096,
+    )
     dynamic_batch_delay_ms: float = option(
         0.0,
         "how long a request waits for company where a batch is a whole pipeline call; native models never wait",
         low=0,
     )
-    max_batch_tokens: int = option(40960, "the most tokens in a denoising step; a larger job runs by itself", low=1)
-    max_encodes_per_step: int = option(
-        4, "the most requests, or images of them, that are encoded, together, between two steps", low=1
+    max_batch_tokens: int | None = option(
+        None,
+        "the most tokens in a denoising step; a larger job runs by itself; auto is as many as pay, by what steps were "
+        "measured to cost",
+        auto=True,
+        low=1,
     )
-    max_decodes_per_step: int = option(2, "the most pictures that are decoded between two steps", low=1)
+    max_encodes_per_step: int | None = option(
+        None,
+        "the most requests, or images of them, that are encoded, together, between two steps; auto is what takes no "
+        "longer than a step",
+        auto=True,
+        low=1,
+    )
+    max_decodes_per_step: int | None = option(
+        None,
+        "the most pictures that are decoded between two steps; auto is what takes no longer than a step",
+        auto=True,
+        low=1,
+    )
+    scheduling_policy: Literal["fcfs", "srpt", "deadline"] = option(
+        "srpt",
+        "who goes first: first come, first served; the shortest remaining processing time; or the earliest deadline",
+    )
+    ageing: float = option(
+        0.5, "seconds of remaining time that a second of waiting makes up for, where the shortest goes first", low=0
+    )
+    fair_shares: bool = option(False, "give each user, as requests name them, the same share of the machine's time")
 
     def __post_init__(self) -> None:
         check(self)
@@ -133,6 +168,56 @@ class MemoryConfig:
 
     def __post_init__(self) -> None:
         check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdmissionConfig:
+    """What is let in, and what is refused with 429."""
+
+    max_queue_seconds: float | None = option(
+        None,
+        "the most work that may wait, in predicted seconds; inf is no bound; auto is 600 for pictures, as clients give "
+        "up after ten minutes, and no bound for videos, which nobody waits for on the line",
+        low=0,
+        endless=True,
+        auto=True,
+    )
+    max_queue_requests: int = option(10_000, "the most jobs that may wait, whatever they take", low=1)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupConfig:
+    """What is measured at the start, so that it is known what a step costs."""
+
+    warmup: bool = option(
+        True,
+        "measure what steps cost before the first request, unless that is known from before; what whole pipeline calls "
+        "cost is learned as they run",
+    )
+    warmup_sizes: tuple[str, ...] = option(
+        (), "WIDTHxHEIGHT of what is tried; may be repeated; without it, sizes from small to over the default"
+    )
+    warmup_seconds: float = option(20.0, "how long that may take", low=0)
+    profile_cache: str = option(
+        "",
+        "the folder where it is kept, or off; without it, stepbatch/profiles where XDG_CACHE_HOME says",
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        _ = self.sizes
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Width and height of each of ``warmup_sizes``; raises ``OptionError``."""
+        try:
+            return [parse_size(size) for size in self.warmup_sizes]
+        except InvalidValue:
+            given = ", ".join(self.warmup_sizes)
+            raise OptionError(f"--warmup-sizes must be WIDTHxHEIGHT, like 1024x1024, not {given}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +267,8 @@ class EngineConfig:
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     defaults: DefaultsConfig = field(default_factory=DefaultsConfig)
+    admission: AdmissionConfig = field(default_factory=AdmissionConfig)
+    warmup: WarmupConfig = field(default_factory=WarmupConfig)
 
     def undelayed(self) -> EngineConfig:
         """The same where all requests are known from the start, so that nothing gains by waiting for company."""

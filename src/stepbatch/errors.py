@@ -3,6 +3,7 @@
 ::
 
     StepbatchError
+    ├── DeviceLost                  ends the engine process, which is started again
     ├── SetupError                  refused at start, one line on stderr, exit status 2
     │   ├── CheckpointError         missing, incomplete, pickled or of an unknown pipeline
     │   │   └── NotNative           whole, but of a kind that can only run as a diffusers pipeline
@@ -18,13 +19,16 @@
         ├── MethodNotAllowed        405 method_not_allowed
         ├── PayloadTooLarge         413 payload_too_large
         ├── InvalidRange            416 invalid_range
+        ├── Overloaded              429 overloaded
         ├── RequestCancelled        499 request_cancelled
         ├── GenerationFailed        500 generation_failed
         ├── InvalidModelOutput      500 invalid_model_output
+        ├── OutOfMemory             500 out_of_memory
         ├── InternalError           500 internal_error
         ├── EngineUnavailable       503 engine_unavailable
         ├── EngineDied              503 engine_died
         ├── ServerDied              503 server_died
+        ├── DeadlineExceeded        504 deadline_exceeded
         └── StorageFull             507 storage_full
 """
 
@@ -33,6 +37,10 @@ from __future__ import annotations
 
 class StepbatchError(Exception):
     """The root: catch this for anything that stepbatch raises on purpose."""
+
+
+class DeviceLost(StepbatchError):
+    """The device, or its driver, is in a state that only a new process gets it out of."""
 
 
 class SetupError(StepbatchError):
@@ -136,6 +144,23 @@ class InvalidRange(RequestError):
     code = "invalid_range"
 
 
+class Overloaded(RequestError):
+    """More waits already than may; nothing has been begun.
+
+    Args:
+        retry_after: Seconds until there may be room.
+    """
+
+    status = 429
+    code = "overloaded"
+    type = "rate_limit_error"
+    should_retry = True
+
+    def __init__(self, message: str, param: str | None = None, retry_after: int = 1) -> None:
+        super().__init__(message, param)
+        self.retry_after = retry_after
+
+
 class RequestCancelled(RequestError):
     """The caller went away or asked for the end."""
 
@@ -157,6 +182,15 @@ class InvalidModelOutput(RequestError):
 
     status = 500
     code = "invalid_model_output"
+    type = "server_error"
+    should_retry = False
+
+
+class OutOfMemory(RequestError):
+    """The request needs more memory than the device has, even by itself."""
+
+    status = 500
+    code = "out_of_memory"
     type = "server_error"
     should_retry = False
 
@@ -196,6 +230,15 @@ class ServerDied(RequestError):
     should_retry = False
 
 
+class DeadlineExceeded(RequestError):
+    """The request can't be done before the deadline that it came with, and has not been begun."""
+
+    status = 504
+    code = "deadline_exceeded"
+    type = "server_error"
+    should_retry = False
+
+
 class StorageFull(RequestError):
     """There is no room for a video or its record."""
 
@@ -219,13 +262,16 @@ REQUEST_ERRORS: dict[str, type[RequestError]] = {
         MethodNotAllowed,
         PayloadTooLarge,
         InvalidRange,
+        Overloaded,
         RequestCancelled,
         GenerationFailed,
         InvalidModelOutput,
+        OutOfMemory,
         InternalError,
         EngineUnavailable,
         EngineDied,
         ServerDied,
+        DeadlineExceeded,
         StorageFull,
     )
 }

@@ -58,6 +58,36 @@ class AutoSize(msgspec.Struct, frozen=True, kw_only=True):
         return within(image.width, image.height, longest, multiple)
 
 
+class Sizing(msgspec.Struct, frozen=True, kw_only=True):
+    """How many tokens the sequences of a step have, as nearly as it can be told without a tokenizer.
+
+    The engine counts them (``Runner.lengths``); what predicts in another process goes by this.
+    """
+
+    token: int = 16  # sides of a token, pixels
+    frame: int = 1  # how many frames a latent frame stands for; the first stands for one
+    multiple: int = 1  # that the tokens of a prompt, and those of a picture, are filled up to
+    prompt: float = 0.0  # tokens that any prompt adds to its sequence
+    character: float = 0.0  # tokens that each character of it adds
+    longest: bool = False  # a prompt is filled up to max_sequence_length instead
+    image: int | None = None  # tokens that an image which is edited adds; without it, as many as the output has
+    whole_calls: bool = False  # all steps are one call, in which a request has one sequence, of pictures alone
+
+    def picture(self, width: int, height: int, frames: int) -> int:
+        """Tokens of a picture, or of a video of so many frames."""
+        area = height * width // self.token**2 if self.whole_calls else height // self.token * (width // self.token)
+        return self._filled_up(max(1, area) * ((frames - 1) // self.frame + 1))
+
+    def text(self, prompt: str, max_sequence_length: int) -> int:
+        """Tokens that a prompt adds to its sequence."""
+        if self.longest:
+            return max_sequence_length
+        return self._filled_up(round(self.prompt + self.character * len(prompt)))
+
+    def _filled_up(self, tokens: int) -> int:
+        return -(-tokens // self.multiple) * self.multiple
+
+
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The model that an engine serves."""
 
@@ -78,6 +108,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     auto_size: AutoSize = AutoSize()
     frames_multiple: int = 1  # a video has one frame more than a multiple of this
     max_frames: int = 1
+    sizing: Sizing = Sizing()
 
     @property
     def makes_videos(self) -> bool:

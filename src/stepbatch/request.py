@@ -6,8 +6,10 @@ import random
 from collections.abc import Hashable
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
+from stepbatch.checks import check_float, check_int, check_text
 from stepbatch.errors import InvalidValue, RequestError
 from stepbatch.image import InputImage
 from stepbatch.model_info import ModelInfo
@@ -16,10 +18,11 @@ MAX_SEED = 2**63 - 1
 MAX_OUTPUTS = 10  # as OpenAI has it
 MAX_STEPS = 1000  # the training timesteps of the noise schedules that are served
 MAX_GUIDANCE = 100.0
-MAX_PROMPT_CHARACTERS = 32_000  # as OpenAI has it; the model's own limit is in tokens
 MAX_IMAGES = 16  # as OpenAI has it; a model's own limit is lower
 MAX_FRAMES = 4096  # a model's own limit is lower
 MAX_FPS = 240
+MAX_PRIORITY = 1000
+MAX_TIMEOUT = 1e6  # seconds
 
 # What of a field must be equal for two requests to share a whole-pipeline call: nothing, its value, whether there is
 # one, or how many there are.
@@ -43,6 +46,10 @@ class GenerationRequest:
     ``guidance_scale_2`` is for the second transformer of models that have two, the one for the last, less noisy steps;
     a request that gives ``guidance_scale`` alone has that for both.
 
+    ``timeout``, in seconds from its arrival, is when a request that hasn't begun is of no use any more; ``priority``,
+    the higher the sooner, counts where the scheduling policy looks at it; ``user`` is who gets a share of the machine
+    where shares are fair.
+
     Raises:
         InvalidValue: a field has the wrong type or is out of range; ``param`` names it.
     """
@@ -64,28 +71,37 @@ class GenerationRequest:
     max_sequence_length: int | None = field(default=None, metadata=EQUAL)
     seed: int | None = field(default=None, metadata=FREE)
     n: int = field(default=1, metadata=FREE)  # each output is a job of its own
+    priority: int = field(default=0, metadata=FREE)
+    timeout: float | None = field(default=None, metadata=FREE)
+    user: str | None = field(default=None, metadata=FREE)
 
     def __post_init__(self) -> None:
-        _check_text("prompt", self.prompt)
+        check_text("prompt", self.prompt)
         if not self.prompt.strip():
             raise InvalidValue("prompt must not be empty", "prompt")
         if self.negative_prompt is not None:
-            _check_text("negative_prompt", self.negative_prompt)
+            check_text("negative_prompt", self.negative_prompt)
         if (self.width is None) != (self.height is None):
             raise InvalidValue("width and height go together", "width" if self.width is None else "height")
-        _check_int("width", self.width, 1, 65536)
-        _check_int("height", self.height, 1, 65536)
-        _check_int("num_frames", self.num_frames, 1, MAX_FRAMES)
-        _check_int("fps", self.fps, 1, MAX_FPS)
-        _check_int("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
-        _check_int("max_sequence_length", self.max_sequence_length, 1, 65536)
-        _check_int("n", self.n, 1, MAX_OUTPUTS, optional=False)
-        _check_int("seed", self.seed, 0, MAX_SEED - self.n + 1)
+        check_int("width", self.width, 1, 65536)
+        check_int("height", self.height, 1, 65536)
+        check_int("num_frames", self.num_frames, 1, MAX_FRAMES)
+        check_int("fps", self.fps, 1, MAX_FPS)
+        check_int("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
+        check_int("max_sequence_length", self.max_sequence_length, 1, 65536)
+        check_int("n", self.n, 1, MAX_OUTPUTS, optional=False)
+        check_int("seed", self.seed, 0, MAX_SEED - self.n + 1)
+        check_int("priority", self.priority, -MAX_PRIORITY, MAX_PRIORITY, optional=False)
+        object.__setattr__(self, "timeout", check_float("timeout", self.timeout, MAX_TIMEOUT))
+        if self.timeout == 0:
+            raise InvalidValue("timeout must be more than 0", "timeout")
+        if self.user is not None:
+            check_text("user", self.user)
         for name in ("guidance_scale", "guidance_scale_2", "true_cfg_scale", "flow_shift"):
-            object.__setattr__(self, name, _check_float(name, getattr(self, name), MAX_GUIDANCE))
+            object.__setattr__(self, name, check_float(name, getattr(self, name), MAX_GUIDANCE))
         if self.flow_shift == 0:
             raise InvalidValue("flow_shift must be more than 0", "flow_shift")
-        object.__setattr__(self, "strength", _check_float("strength", self.strength, 1.0))
+        object.__setattr__(self, "strength", check_float("strength", self.strength, 1.0))
         if not isinstance(self.images, list | tuple):
             raise InvalidValue("images must be a list", "images")
         object.__setattr__(self, "images", tuple(self.images))
@@ -101,6 +117,12 @@ class GenerationRequest:
     def frames(self) -> int:
         """How many pictures an output of a resolved request is."""
         return self.num_frames or 1
+
+    @cached_property
+    def pixels(self) -> int:
+        """How many pixels an output of a resolved request has, all its frames together."""
+        width, height = self.size
+        return width * height * self.frames
 
     @property
     def signature(self) -> tuple[Hashable, ...]:
@@ -143,7 +165,7 @@ class GenerationRequest:
         _check_uses(self, info)
         _check_task(self, info)
         defaults = info.defaults
-        _check_int("max_sequence_length", self.max_sequence_length, 1, info.max_sequence_length)
+        check_int("max_sequence_length", self.max_sequence_length, 1, info.max_sequence_length)
         _check_frames(self, info)
         width, height = _size(self, info)
 
@@ -242,7 +264,7 @@ def _check_task(request: GenerationRequest, info: ModelInfo) -> None:
 
 
 def _check_frames(request: GenerationRequest, info: ModelInfo) -> None:
-    _check_int("num_frames", request.num_frames, 1, info.max_frames)
+    check_int("num_frames", request.num_frames, 1, info.max_frames)
     if request.num_frames is not None and request.num_frames % info.frames_multiple != 1 % info.frames_multiple:
         less = request.num_frames - (request.num_frames - 1) % info.frames_multiple
         near = f"{less} or {less + info.frames_multiple}, not {request.num_frames}"
@@ -261,34 +283,6 @@ def _size(request: GenerationRequest, info: ModelInfo) -> tuple[int, int]:
             bounds = f"from {info.min_side} to {info.max_side}"
             raise InvalidValue(f"{name} must be a multiple of {info.size_multiple} {bounds}, not {side}", name)
     return width, height
-
-
-def _check_text(name: str, value: object) -> None:
-    if not isinstance(value, str):
-        raise InvalidValue(f"{name} must be a string", name)
-    if len(value) > MAX_PROMPT_CHARACTERS:
-        raise InvalidValue(f"{name} must have at most {MAX_PROMPT_CHARACTERS} characters", name)
-    if any("\ud800" <= c <= "\udfff" for c in value):
-        raise InvalidValue(f"{name} must be valid Unicode", name)
-
-
-def _check_int(name: str, value: object, low: int, high: int, optional: bool = True) -> None:
-    if value is None and optional:
-        return
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise InvalidValue(f"{name} must be an integer", name)
-    if not low <= value <= high:
-        raise InvalidValue(f"{name} must be from {low} to {high}", name)  # a huge value can't even be printed
-
-
-def _check_float(name: str, value: object, high: float) -> float | None:
-    if value is None:
-        return None
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise InvalidValue(f"{name} must be a number", name)
-    if not 0 <= value <= high:  # NaN isn't either
-        raise InvalidValue(f"{name} must be a finite number from 0 to {high:g}", name)
-    return float(value)
 
 
 class JobState(StrEnum):
@@ -319,7 +313,7 @@ ENDINGS = (JobState.FINISHED, JobState.FAILED, JobState.CANCELLED)
 class Job:
     """One output in the making.
 
-    ``tokens`` is what a step of it costs: the lengths of its sequences added up. ``alone`` keeps company away: for jobs
+    ``lengths`` are what a step of it costs: the tokens of each of its sequences. ``alone`` keeps company away: for jobs
     that were in a unit of work that killed the engine, and where a pipeline takes but one. A job with a ``signature``
     is denoised in one call, from the first step to the last, together with others that have the same.
     """
@@ -327,7 +321,7 @@ class Job:
     request_id: str
     index: int  # which of the request's outputs
     request: GenerationRequest
-    tokens: int
+    lengths: tuple[int, ...]
     arrival: float  # seconds on the monotonic clock, when the request came in at the door
     alone: bool = False
     signature: Hashable | None = None
@@ -335,6 +329,19 @@ class Job:
     state: JobState = JobState.WAITING
     error: RequestError | None = None
     times: Times = field(default_factory=lambda: Times())
+    steps: int = field(init=False)  # in all
+    tokens: int = field(init=False)
+    squares: int = field(init=False)  # of the lengths, added up
+
+    def __post_init__(self) -> None:
+        self.steps = self.request.steps
+        self.tokens = sum(self.lengths)
+        self.squares = sum(length * length for length in self.lengths)
+
+    @property
+    def deadline(self) -> float | None:
+        """When the job is of no use any more, on the clock of ``arrival``."""
+        return None if self.request.timeout is None else self.arrival + self.request.timeout
 
     @property
     def id(self) -> tuple[str, int]:
@@ -344,10 +351,6 @@ class Job:
     def seed(self) -> int:
         assert self.request.seed is not None
         return self.request.seed + self.index
-
-    @property
-    def steps(self) -> int:
-        return self.request.steps
 
     @property
     def ended(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
 from collections import deque
@@ -11,7 +12,8 @@ from collections.abc import Callable, Hashable, Sequence
 import msgspec
 
 from stepbatch.config import ModelConfig
-from stepbatch.errors import InvalidModelOutput, InvalidValue, RequestError
+from stepbatch.engine.clock import DeviceClock
+from stepbatch.errors import DeviceLost, InvalidModelOutput, InvalidValue, RequestError
 from stepbatch.image import InputImage
 from stepbatch.model_info import Defaults, ModelInfo
 from stepbatch.request import GenerationRequest, Job
@@ -20,17 +22,23 @@ from stepbatch.request import GenerationRequest, Job
 class FakeRunner:
     """A runner whose steps take a fixed time and whose pictures are one colour, made from prompt, seed and images.
 
+    Decoding takes ``decode_seconds`` an output, and ``--fake-memory-tokens`` limits what a step has memory for.
+
     With ``--fake-videos`` it makes videos instead, from a prompt and perhaps an image; each frame has another colour.
 
     Words in a prompt make it misbehave: ``[raise-check]``, ``[raise-encode]``, ``[raise-denoise]``, ``[raise-decode]``
     raise there, ``[nan]`` makes invalid output, ``[die]`` ends the process in a step, ``[hang]`` never comes back from
-    one, and ``[long]`` is refused as over-long.
+    one, ``[lost]`` loses the device there, and ``[long]`` is refused as over-long.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         self.whole_calls = False
+        self.clock = DeviceClock()
         self.step_seconds = config.fake_step_ms / 1000
+        self.decode_seconds = 0.0  # of an output
+        self.memory_tokens = config.fake_memory_tokens or math.inf
         self.steps: deque[list[tuple[str, int]]] = deque(maxlen=10_000)  # the jobs of the last steps
+        self._left: dict[tuple[str, int], float] = {}  # seconds, of decodings under way
         self.info = ModelInfo(
             id=config.served_model_name or "fake",
             path=config.model_path,
@@ -77,12 +85,12 @@ class FakeRunner:
         if "[raise-check]" in request.prompt:
             raise RuntimeError("asked to by [raise-check]")
 
-    def tokens(self, request: GenerationRequest) -> int:
+    def lengths(self, request: GenerationRequest) -> tuple[int, ...]:
         assert request.width is not None and request.height is not None
         pixels = request.width * request.height
         if request.mask is None and request.strength is None:  # what is edited stands beside what is drawn
             pixels += sum(image.width * image.height for image in request.images)
-        return pixels // 256 * request.frames * (2 if request.guidance_scale else 1)
+        return (pixels // 256 * request.frames,) * (2 if request.guidance_scale else 1)
 
     def signature(self, request: GenerationRequest) -> Hashable | None:
         return None
@@ -95,6 +103,10 @@ class FakeRunner:
 
     def denoise(self, jobs: Sequence[Job], tick: Callable[[int, int], None]) -> None:
         self._raise("[raise-denoise]", jobs)
+        if any("[lost]" in job.request.prompt for job in jobs):
+            raise DeviceLost("asked to by [lost]")
+        if sum(job.tokens for job in jobs) > self.memory_tokens:
+            raise MemoryError("as if there were no more")
         if any("[die]" in job.request.prompt for job in jobs):
             os._exit(17)
         while any("[hang]" in job.request.prompt for job in jobs):
@@ -102,15 +114,30 @@ class FakeRunner:
         time.sleep(self.step_seconds)
         self.steps.append([job.id for job in jobs])
 
-    def decode(self, jobs: Sequence[Job]) -> list[bytes | RequestError]:
+    def decode(self, jobs: Sequence[Job], seconds: float = math.inf) -> list[bytes | RequestError | None]:
         self._raise("[raise-decode]", jobs)
-        return [self._picture(job) for job in jobs]
+        pictures: list[bytes | RequestError | None] = []
+        for job in jobs:
+            left = self._left.pop(job.id, self.decode_seconds)
+            spent = min(left, max(seconds, 0.0))
+            time.sleep(spent)
+            seconds -= spent
+            if spent < left:
+                self._left[job.id] = left - spent
+            pictures.append(None if spent < left else self._picture(job))
+        return pictures
 
     def forget(self, job: Job) -> None:
-        pass
+        self._left.pop(job.id, None)
 
     def peak_memory_mb(self) -> float:
         return 0.0
+
+    def memory_budget(self) -> float:
+        return math.inf
+
+    def free_memory(self) -> None:
+        pass
 
     def _picture(self, job: Job) -> bytes | RequestError:
         request = job.request

@@ -1,29 +1,10 @@
-import time
-
 import pytest
 import torch
 from torch.nn import functional as F
 
-from stepbatch.bench.hardware import DeviceClock, about, copy_rate, count_operations, matrix_rate
+from stepbatch.bench.hardware import about, copy_rate, count_operations, matrix_rate
 
 CPU = torch.device("cpu")
-
-
-def test_a_clock_tells_the_time_between_its_marks() -> None:
-    clock = DeviceClock(CPU)
-    marks = []
-    for pause in (0.0, 0.02, 0.05):
-        time.sleep(pause)
-        marks.append(clock.mark())
-    first, second = clock.seconds(marks)
-    assert first >= 0.02 and second >= 0.05
-    assert clock.seconds(marks[:1]) == []
-
-
-def test_a_clock_times_each_call() -> None:
-    pauses = iter((0.03, 0.0))
-    first, second = DeviceClock(CPU).time(lambda: time.sleep(next(pauses)), 2)
-    assert first >= 0.03 > second
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -80,7 +80,7 @@ def hand_counted(picture: int, prompt: int) -> int:
 def test_operations_are_those_that_one_counts_by_hand(z_image_runner: TorchRunner) -> None:
     request = GenerationRequest(prompt="w1 w2", width=64, height=64, guidance_scale=0.0).resolve(z_image_runner.info)
     (prompt,) = z_image_runner.model.prompts(request)
-    tokens = z_image_runner.tokens(request) - prompt.length
+    tokens = sum(z_image_runner.lengths(request)) - prompt.length
     assert tokens == 8 * 8
     assert operations_of(z_image_runner, request) == hand_counted(tokens, prompt.length)
 
@@ -92,7 +92,7 @@ def test_operations_of_a_packed_step_are_those_of_its_jobs(z_image_path: Path, z
     ]
     resolved = [request.resolve(z_image_runner.info) for request in requests]
     alone = sum(operations_of(z_image_runner, request) for request in resolved)
-    jobs = [Job(str(i), 0, request, z_image_runner.tokens(request), 0.0) for i, request in enumerate(resolved)]
+    jobs = [Job(str(i), 0, request, z_image_runner.lengths(request), 0.0) for i, request in enumerate(resolved)]
     z_image_runner.encode(jobs)
     together = count_operations(lambda: z_image_runner.denoise(jobs, lambda step, steps: None))
     assert together == alone
@@ -170,7 +170,7 @@ def test_what_could_not_be_kept_is_not_measured(
 def test_units_are_timed_stage_by_stage(z_image_runner: TorchRunner) -> None:
     request = GenerationRequest(prompt="w1", width=64, height=64, num_inference_steps=3, guidance_scale=0.0, seed=1)
     run = measure(TorchRunner(z_image_runner.model), EngineConfig(), [request, request])
-    assert [unit.stage for unit in run.units] == ["encode", "denoise", "denoise", "denoise", "decode"]
-    assert {unit.requests for unit in run.units} == {("0", "1")}
+    assert [unit.stage for unit in run.units] == ["encode", "denoise", "denoise", "denoise", "decode", "decode"]
+    assert [unit.requests for unit in run.units] == [("0", "1")] * 4 + [("0",), ("1",)]
     assert run.widths == [2, 2, 2] and all(unit.seconds > 0 for unit in run.units)
     assert all(output.pixels == b"" for output in run.outputs)

@@ -1,3 +1,4 @@
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -7,22 +8,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepbatch.config import BatchingConfig, EngineConfig, ModelConfig
-from stepbatch.engine.engine import FIRST_UNIT_SECONDS, Engine, Tick
+from stepbatch.engine.cost import UNKNOWN, Costs, LinearCost, StepCost
+from stepbatch.engine.engine import Engine, Tick
 from stepbatch.engine.local import load_engine
 from stepbatch.engine.messages import Cancelled, Failure, FromEngine, Output, Progress, Stats, Submit, Unit
-from stepbatch.errors import GenerationFailed, InvalidModelOutput, InvalidValue, RequestError
+from stepbatch.engine.meter import FIRST_SECONDS
+from stepbatch.errors import DeviceLost, GenerationFailed, InvalidModelOutput, InvalidValue, OutOfMemory, RequestError
 from stepbatch.request import GenerationRequest, Job
 from stepbatch.testing import FakeRunner, WholeCallRunner
+
+JOB_TOKENS = 32  # of what ``Recorded.submit`` asks for: two sequences of 64x64
 
 
 class Recorded:
     """An engine with a fake runner, and everything that it says."""
 
-    def __init__(self, batching: BatchingConfig | None = None, runner: FakeRunner | None = None) -> None:
+    def __init__(
+        self, batching: BatchingConfig | None = None, runner: FakeRunner | None = None, costs: Costs = UNKNOWN
+    ) -> None:
         self.runner = runner or FakeRunner(ModelConfig(backend="fake", fake_step_ms=0))
         self.messages: list[FromEngine] = []
         config = EngineConfig(batching=batching or BatchingConfig())
-        self.engine = Engine(self.runner, config, emit=self.messages.append)
+        self.engine = Engine(self.runner, config, emit=self.messages.append, costs=costs)
 
     def submit(self, name: str, prompt: str = "x", n: int = 1, steps: int = 2, alone: bool = False) -> None:
         request = GenerationRequest(prompt=prompt, n=n, num_inference_steps=steps, seed=7)
@@ -166,9 +173,9 @@ class PollingRunner(FakeRunner):
         self.engine.cancel("bad")
         super().denoise(jobs, tick)
 
-    def decode(self, jobs: Sequence[Job]) -> list[bytes | RequestError]:
+    def decode(self, jobs: Sequence[Job], seconds: float = math.inf) -> list[bytes | RequestError | None]:
         self.engine.cancel("nan")
-        return super().decode(jobs)
+        return super().decode(jobs, seconds)
 
 
 def test_a_job_cancelled_in_a_unit_that_fails_has_one_ending() -> None:
@@ -198,11 +205,11 @@ def test_a_unit_says_how_long_it_takes_by_what_is_known_of_its_size() -> None:
     one.submit("small", steps=2)
     one.finish()
     first, second = (unit.seconds for unit in one.units("denoise"))
-    assert first == FIRST_UNIT_SECONDS
+    assert first == FIRST_SECONDS
     assert 0.002 <= second < 5
     one.submit("large", n=8, steps=1)
     one.finish()
-    assert one.units("denoise")[-1].seconds == FIRST_UNIT_SECONDS
+    assert one.units("denoise")[-1].seconds == FIRST_SECONDS
 
 
 def test_statistics_count_what_runs_and_what_waits() -> None:
@@ -260,7 +267,157 @@ def test_generate_raises_and_leaves_nothing_behind(word: str, error: type[Reques
     assert len(one.engine.generate([GenerationRequest(prompt="x")])) == 1
 
 
-WORDS = ["", "", "", "[raise-encode]", "[raise-denoise]", "[raise-decode]", "[nan]", "[long]"]
+class FullRunner(FakeRunner):
+    """Decoding a job with ``[full]`` in its prompt is out of memory."""
+
+    freed = 0
+
+    def decode(self, jobs: Sequence[Job], seconds: float = math.inf) -> list[bytes | RequestError | None]:
+        if any("[full]" in job.request.prompt for job in jobs):
+            raise MemoryError("asked to by [full]")
+        return super().decode(jobs, seconds)
+
+    def free_memory(self) -> None:
+        self.freed += 1
+
+
+def limited(tokens: int) -> FakeRunner:
+    return FullRunner(ModelConfig(backend="fake", fake_step_ms=0, fake_memory_tokens=tokens))
+
+
+def test_a_step_that_is_out_of_memory_is_taken_in_halves_and_the_next_are_narrower(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    one = Recorded(BatchingConfig(max_encodes_per_step=8), runner=limited(3 * JOB_TOKENS))
+    one.submit("a", n=8, steps=3)
+    one.engine.step()
+    tried = [len(unit.jobs) for unit in one.units("denoise")]
+    assert tried == [8, 4, 4, 2, 2, 2, 2]
+    assert "a step of 256 tokens was too much" in caplog.text
+    one.finish()
+    assert all(correct(one.endings()["a", index], seed=7 + index) for index in range(8))
+    assert {len(unit.jobs) for unit in one.units("denoise")[len(tried) :]} <= {1, 2, 3}
+    assert one.engine.scheduler.most_tokens == 3 * JOB_TOKENS
+    assert isinstance(one.runner, FullRunner) and one.runner.freed == 3
+
+
+def test_a_job_that_is_out_of_memory_by_itself_fails_alone() -> None:
+    one = Recorded(runner=limited(JOB_TOKENS))
+    one.submit("small")
+    request = GenerationRequest(prompt="x", width=128, height=128, num_inference_steps=2)
+    one.engine.submit(Submit("large", request, [0], time.monotonic()))
+    one.submit("also small")
+    one.finish()
+    assert failure(one.endings()["large", 0]) == OutOfMemory.code
+    assert correct(one.endings()["small", 0])
+    assert correct(one.endings()["also small", 0])
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.15])
+def test_a_decoding_that_is_out_of_memory_fails_alone(seconds: float) -> None:
+    one = Recorded(BatchingConfig(max_encodes_per_step=8, max_decodes_per_step=8), runner=limited(1000))
+    one.runner.decode_seconds = seconds
+    for name in ("a", "[full]", "b"):
+        one.submit(name, prompt=name)
+    one.finish()
+    assert failure(one.endings()["[full]", 0]) == OutOfMemory.code
+    assert correct(one.endings()["a", 0], "a")
+    assert correct(one.endings()["b", 0], "b")
+    assert one.engine.scheduler.most_tokens == math.inf  # which says nothing of steps
+
+
+def test_a_whole_call_that_is_out_of_memory_is_made_in_halves() -> None:
+    config = ModelConfig(backend="fake", fake_step_ms=0, fake_memory_tokens=2 * JOB_TOKENS)
+    one = Recorded(runner=WholeCallRunner(config))
+    one.submit("a", n=4)
+    one.finish()
+    assert isinstance(one.runner, WholeCallRunner)
+    assert [len(call) for call in one.runner.calls] == [4, 2, 2]
+    assert all(correct(one.endings()["a", index], seed=7 + index) for index in range(4))
+
+
+def test_no_step_is_planned_over_the_memory_that_there_is() -> None:
+    class BudgetRunner(FakeRunner):
+        def memory_budget(self) -> float:
+            return 1000.0
+
+    costs = Costs(
+        known=True, step=StepCost(host=1.0, per_token=1e-6), step_memory=LinearCost(each=310.0, per_unit=10.0)
+    )
+    runner = BudgetRunner(ModelConfig(backend="fake", fake_step_ms=0))
+    one = Recorded(runner=runner, costs=costs)
+    one.submit("a", n=8)
+    one.finish()
+    assert max(len(step) for step in runner.steps) == 2  # there are 950 bytes, and so much for 64 tokens
+
+
+def test_an_engine_that_has_lost_the_device_ends() -> None:
+    one = Recorded()
+    one.submit("a", prompt="[lost]")
+    one.submit("b")
+    with pytest.raises(DeviceLost):
+        one.finish()
+    assert one.endings() == {}
+
+
+LONG_DECODE = Costs(known=True, step=StepCost(host=0.01), decode=LinearCost(each=0.5))
+
+
+@pytest.mark.parametrize("costs", [UNKNOWN, LONG_DECODE], ids=["unknown", "known"])
+def test_others_take_their_steps_while_a_long_decoding_goes_on(costs: Costs) -> None:
+    one = Recorded(costs=costs)
+    one.submit("first", steps=1)
+    one.submit("others", steps=40)
+    one.engine.step()
+    one.runner.decode_seconds = 0.5
+    stalls = []
+    while ("first", 0) not in one.endings():
+        began, steps = time.monotonic(), len(one.runner.steps)
+        one.engine.step()
+        stalls.append(time.monotonic() - began)
+        assert len(one.runner.steps) == steps + 1
+    assert max(stalls) < 0.3
+    assert 4 <= len(stalls) <= 6
+    ending = one.endings()["first", 0]
+    assert isinstance(ending, Output) and 0.5 <= ending.times.decode < 0.8
+    assert correct(ending)
+
+
+def test_short_decodings_are_done_in_one_go() -> None:
+    one = Recorded(costs=Costs(known=True, step=StepCost(host=0.2), decode=LinearCost(each=0.01)))
+    one.submit("a", n=4, steps=1)
+    one.submit("b", steps=9)
+    for _ in range(2):
+        one.engine.step()
+    assert [len(unit.jobs) for unit in one.units("decode")] == [4]
+
+
+def test_a_decoding_that_is_cancelled_between_two_slices_is_freed() -> None:
+    one = Recorded()
+    one.submit("goes", steps=1)
+    one.engine.step()
+    one.runner.decode_seconds = 0.5
+    one.engine.step()
+    assert one.runner._left
+    one.engine.cancel("goes")
+    assert not one.runner._left
+    assert one.engine.idle
+    assert isinstance(one.endings()["goes", 0], Cancelled)
+
+
+def test_a_slice_is_said_to_take_what_all_of_the_decoding_may() -> None:
+    one = Recorded()
+    one.runner.decode_seconds = 0.25
+    one.submit("first", steps=1)
+    one.finish()
+    said = [unit.seconds for unit in one.units("decode")]
+    assert len(said) == 3 and set(said) == {FIRST_SECONDS}
+    one.submit("second", steps=1)
+    one.finish()
+    assert all(0.25 <= unit.seconds < 1 for unit in one.units("decode")[3:])
+
+
+WORDS = ["", "", "", "[raise-encode]", "[raise-denoise]", "[raise-decode]", "[nan]", "[long]", "[full]"]
 operations = st.one_of(
     st.tuples(st.just("submit"), st.sampled_from(WORDS), st.integers(1, 3), st.integers(1, 3), st.booleans()),
     st.tuples(st.just("cancel"), st.integers(0, 10)),
@@ -276,9 +433,30 @@ batchings = st.builds(
 )
 
 
-@given(batchings, st.lists(operations, max_size=40))
-def test_every_accepted_job_ends_exactly_once(batching: BatchingConfig, sequence: list[tuple[object, ...]]) -> None:
-    one = Recorded(batching)
+class SlicedRunner(FullRunner):
+    """Now and then puts off a decoding, and has no room for a step."""
+
+    def __init__(self, put_off: Sequence[bool], memory: Sequence[int]) -> None:
+        super().__init__(ModelConfig(backend="fake", fake_step_ms=0))
+        self.put_off, self.memory = deque(put_off), deque(memory)
+
+    def denoise(self, jobs: Sequence[Job], tick: Tick) -> None:
+        self.memory_tokens = self.memory.popleft() if self.memory else math.inf
+        super().denoise(jobs, tick)
+
+    def decode(self, jobs: Sequence[Job], seconds: float = math.inf) -> list[bytes | RequestError | None]:
+        pictures = super().decode(jobs, seconds)
+        return [None if seconds < math.inf and self.put_off and self.put_off.popleft() else one for one in pictures]
+
+
+runners = st.builds(SlicedRunner, st.lists(st.booleans(), max_size=20), st.lists(st.integers(1, 128), max_size=20))
+
+
+@given(batchings, runners, st.lists(operations, max_size=40))
+def test_every_accepted_job_ends_exactly_once(
+    batching: BatchingConfig, runner: FakeRunner, sequence: list[tuple[object, ...]]
+) -> None:
+    one = Recorded(batching, runner)
     todo = deque(sequence)
     submitted: Counter[str] = Counter()
     prompts: dict[str, str] = {}
@@ -310,11 +488,13 @@ def test_every_accepted_job_ends_exactly_once(batching: BatchingConfig, sequence
     assert set(endings) == {(name, index) for name, n in submitted.items() for index in range(n)}
     for (name, index), ending in endings.items():
         bad = "[" in prompts[name]
-        assert isinstance(ending, Cancelled) or isinstance(ending, Failure) == bad
+        full = isinstance(ending, Failure) and ending.code == OutOfMemory.code
+        assert isinstance(ending, Cancelled) or full or isinstance(ending, Failure) == bad
         if isinstance(ending, Output):
             assert correct(ending, prompts[name], 7 + index)
     assert len(one.engine.scheduler) == 0
     assert one.engine.scheduler.waiting == 0
+    assert not one.engine._pixels
 
 
 def whole_calls(delay_ms: float = 0.0, size: int = 8) -> tuple[Recorded, WholeCallRunner]:
@@ -404,8 +584,8 @@ def test_a_long_call_is_not_held_to_what_a_short_one_took() -> None:
         one.submit(name, steps=steps)
         one.finish()
     first = {name: next(u.seconds for u in one.units("denoise") if (name, 0) in u.jobs) for name, _ in [*_named(one)]}
-    assert first["short"] == first["long"] == FIRST_UNIT_SECONDS
-    assert first["short again"] < FIRST_UNIT_SECONDS
+    assert first["short"] == first["long"] == FIRST_SECONDS
+    assert first["short again"] < FIRST_SECONDS
 
 
 def _named(one: Recorded) -> set[tuple[str, int]]:
@@ -421,9 +601,9 @@ def test_where_all_requests_are_known_none_waits_for_company() -> None:
 
 
 def test_how_long_units_take_is_not_remembered_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stepbatch.engine.engine.MOST_SIZES", 4)
+    monkeypatch.setattr("stepbatch.engine.meter.MOST_SIZES", 4)
     one, _ = whole_calls()
     for steps in range(1, 10):
         one.submit(f"steps {steps}", steps=steps)
         one.finish()
-        assert len(one.engine._seconds) <= 4
+        assert len(one.engine._meter._longest) <= 4

@@ -192,5 +192,5 @@ def test_auto_runs_the_pipeline_of_a_noise_schedule_without_a_native_form(z_imag
 
 
 def test_what_a_call_costs_are_tokens_of_its_pictures(runner: PipelineRunner) -> None:
-    assert runner.tokens(ask(runner.pipeline, width=1024, height=768)) == 64 * 48
-    assert runner.tokens(ask(runner.pipeline, width=8, height=8)) == 1
+    assert runner.lengths(ask(runner.pipeline, width=1024, height=768)) == (64 * 48,)
+    assert runner.lengths(ask(runner.pipeline, width=8, height=8)) == (1,)

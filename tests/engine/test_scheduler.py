@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepbatch.config import BatchingConfig
+from stepbatch.engine.cost import Costs, LinearCost, StepCost
 from stepbatch.engine.scheduler import Plan, Scheduler
 from stepbatch.errors import GenerationFailed
 from stepbatch.image import InputImage
@@ -24,8 +26,8 @@ def job(
     index: int = 0,
     signature: str | None = None,
 ) -> Job:
-    request = GenerationRequest(prompt="x", num_inference_steps=steps, seed=0, n=10)
-    return Job(name or f"request-{next(serial)}", index, request, tokens, arrival, alone, signature)
+    request = GenerationRequest(prompt="x", num_inference_steps=steps, seed=0, n=10, width=16, height=16)
+    return Job(name or f"request-{next(serial)}", index, request, (tokens,), arrival, alone, signature)
 
 
 def scheduler(size: int = 8, tokens: int = 100, encodes: int = 2, decodes: int = 2, delay_ms: float = 0.0) -> Scheduler:
@@ -50,10 +52,14 @@ def advance(under_test: Scheduler, plan: Plan) -> list[Job]:
     return finished
 
 
+def by_arrival(under_test: Scheduler) -> list[Job]:
+    """The jobs that are to be denoised."""
+    return sorted(under_test.denoising.values(), key=lambda one: one.arrival)
+
+
 def checked_schedule(under_test: Scheduler) -> Plan:
     """Schedule, and hold the plan against the limits and the order of arrival."""
-    order = [(one, one.state is JobState.WAITING) for one in under_test.denoising.values()]
-    assert [one.arrival for one, _ in order] == sorted(one.arrival for one, _ in order)
+    order = [(one, one.state is JobState.WAITING) for one in by_arrival(under_test)]
     plan, limits = under_test.schedule(0.0), under_test.limits
     assert len(plan.denoise) <= limits.dynamic_batch_max_size
     assert len(plan.denoise) == 1 or sum(one.tokens for one in plan.denoise) <= limits.max_batch_tokens
@@ -170,7 +176,6 @@ def test_a_job_that_arrived_earlier_goes_before_those_already_here() -> None:
     late, later, early = job(arrival=2), job(arrival=3), job(arrival=1)
     for one in (late, later, early):
         under_test.add(one)
-    assert list(under_test.denoising.values()) == [early, late, later]
     assert under_test.schedule(0.0).denoise == [early]
 
 
@@ -242,8 +247,8 @@ def test_images_count_as_much_as_requests_in_what_is_encoded_at_once() -> None:
     under_test = scheduler(encodes=3)
     image = InputImage(1, 1, bytes(3))
     for name, images in (("a", 2), ("b", 2), ("c", 1), ("d", 5)):
-        request = GenerationRequest(prompt="x", num_inference_steps=9, seed=0, images=(image,) * images)
-        under_test.add(Job(name, 0, request, 1, 0.0))
+        request = replace(job(steps=9).request, images=(image,) * images)
+        under_test.add(Job(name, 0, request, (1,), 0.0))
     encoded = []
     for _ in range(3):
         plan = under_test.schedule(0.0)
@@ -348,7 +353,7 @@ def test_whole_calls_keep_their_promises(
     jobs = [job(signature=name, arrival=arrival, alone=alone) for name, arrival, alone in described]
     for one in jobs:
         under_test.add(one)
-    queued = list(under_test.denoising.values())
+    queued = by_arrival(under_test)
     plan = under_test.schedule(now)
     if plan:
         head = plan.denoise[0]
@@ -362,3 +367,116 @@ def test_whole_calls_keep_their_promises(
     else:
         assert 0 < plan.wait <= max(one.arrival for one in jobs) + delay_ms / 1000 - now
         assert under_test.schedule(now + plan.wait + 1e-6)  # and then there is something to do
+
+
+KNOWN = Costs(known=True, step=StepCost(base=1.0, per_token=0.1), decode=LinearCost(each=3.0))
+
+
+def measured(costs: Costs = KNOWN, **limits: Any) -> Scheduler:
+    """A scheduler that knows what steps cost and is told no widths."""
+    return Scheduler(BatchingConfig(**limits), costs)
+
+
+def filled(under_test: Scheduler, *jobs: Job) -> Scheduler:
+    for one in jobs:
+        under_test.add(one, one.arrival)
+    return under_test
+
+
+@pytest.mark.parametrize(("base", "width"), [(0.0, 1), (0.01, 30), (10.0, 50)])
+def test_a_step_is_as_wide_as_pays(base: float, width: int) -> None:
+    costs = Costs(known=True, step=StepCost(base=base, per_token=0.01))
+    under_test = filled(measured(costs), *(job(arrival=index) for index in range(50)))
+    assert len(under_test.schedule(50.0).denoise) == pytest.approx(width, abs=6)
+    assert len(filled(measured(costs, max_batch_tokens=7), *(job() for _ in range(50))).schedule(0).denoise) == 7
+    assert len(filled(measured(costs, dynamic_batch_max_size=2), *(job() for _ in range(9))).schedule(0).denoise) <= 2
+
+
+def test_what_memory_has_no_room_for_is_not_planned() -> None:
+    under_test = filled(measured(Costs(known=True, step=StepCost(base=9.0))), *(job(10) for _ in range(9)))
+    under_test.most_tokens = 35
+    assert len(under_test.schedule(0).denoise) == 3
+
+
+def test_the_shortest_goes_first_and_takes_the_step_of_one_that_has_begun() -> None:
+    one_by_one = Costs(known=True, step=StepCost(per_token=1.0))  # what pays best
+    long, short = job(steps=50), job(steps=2, arrival=1.0)
+    under_test = filled(measured(one_by_one), long)
+    for _ in range(2):
+        advance(under_test, under_test.schedule(0.0))
+    filled(under_test, short)
+    chosen = []
+    for _ in range(3):
+        plan = under_test.schedule(2.0)
+        chosen += plan.denoise
+        advance(under_test, plan)
+    assert chosen == [short, short, long]
+    in_order = filled(measured(one_by_one, scheduling_policy="fcfs"), job(steps=50), job(steps=2, arrival=1.0))
+    assert in_order.schedule(2.0).denoise[0].steps == 50
+
+
+def test_a_plan_stands_until_someone_comes_or_is_through() -> None:
+    under_test = filled(measured(dynamic_batch_max_size=2), job(steps=5), job(steps=3), job(steps=9, arrival=1.0))
+    plan = under_test.schedule(1.0)
+    assert plan.steps == 3
+    advance(under_test, plan)
+    assert under_test.schedule(1.0).denoise == plan.denoise
+    assert under_test.schedule(1.0).steps == 2
+    under_test.advance(plan.denoise, 1.0, steps=2)
+    after = under_test.schedule(1.0)
+    assert [one.steps for one in after.decode] == [3]
+    assert sorted(one.steps for one in after.denoise) == [5, 9]
+    newcomer = job(steps=1, arrival=2.0)
+    filled(under_test, newcomer)
+    assert newcomer in under_test.schedule(2.0).denoise
+
+
+def test_decoding_takes_no_longer_than_the_step_that_waits_for_it() -> None:
+    def decodes(tokens: int, others: int) -> int:
+        under_test = filled(measured(max_batch_tokens=1000), *(job(tokens, steps=1) for _ in range(8)))
+        advance(under_test, under_test.schedule(0.0))
+        filled(under_test, *(job(tokens, steps=9) for _ in range(others)))
+        return len(under_test.schedule(0.0).decode)
+
+    assert decodes(tokens=10, others=0) == 8  # nobody is kept waiting
+    assert decodes(tokens=10, others=1) == 1  # two seconds a step, three a picture
+    assert decodes(tokens=100, others=1) == 3
+
+
+def test_what_cannot_be_on_time_is_told_once() -> None:
+    def due(timeout: float | None) -> Job:
+        one = job(10, steps=10)  # of two seconds
+        one.request = replace(one.request, timeout=timeout)
+        return one
+
+    lost, soon, never, begun = due(5.0), due(100.0), due(None), due(30.0)
+    under_test = filled(measured(dynamic_batch_max_size=1, scheduling_policy="deadline"), begun)
+    under_test.schedule(0.0)
+    filled(under_test, lost, soon, never)
+    assert under_test.late(0.1) == [lost]
+    assert under_test.late(0.2) == []
+    assert under_test.late(1e9) == [soon]  # the one that has begun is let be
+
+
+def test_shares_are_fair_where_that_is_asked_for() -> None:
+    def of(user: str, arrival: float) -> Job:
+        one = job(arrival=arrival)
+        one.request = replace(one.request, user=user)
+        return one
+
+    def second(fair: bool) -> str | None:
+        flood = [of("much", 0.1 * index) for index in range(9)]
+        under_test = filled(measured(dynamic_batch_max_size=1, fair_shares=fair), *flood, of("little", 5.0))
+        advance(under_test, under_test.schedule(5.0))
+        return under_test.schedule(5.0).denoise[0].request.user
+
+    assert second(fair=True) == "little"
+    assert second(fair=False) == "much"
+
+
+def test_what_is_learned_counts_at_once() -> None:
+    jobs = [job(arrival=index) for index in range(20)]
+    under_test = filled(measured(Costs(known=True, step=StepCost(base=9.0, per_token=0.01))), *jobs)
+    wide = len(under_test.schedule(20.0).denoise)
+    under_test.learn(Costs(known=True, step=StepCost(per_token=0.01)), 20.0)
+    assert (wide, len(under_test.schedule(20.0).denoise)) == (20, 1)

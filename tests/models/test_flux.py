@@ -254,7 +254,7 @@ def test_a_prompt_is_what_it_is_alone(dev: Family) -> None:
 )
 def test_when_there_are_two_sequences(dev: Family, given: dict[str, Any], sequences: int) -> None:
     request = GenerationRequest(prompt="w1", max_sequence_length=32, **SQUARE, **given).resolve(dev.runner.info)
-    assert dev.runner.tokens(request) == sequences * (32 + 64)
+    assert sum(dev.runner.lengths(request)) == sequences * (32 + 64)
 
 
 def test_defaults(dev: Family, schnell: Family, kontext: Family) -> None:

@@ -208,7 +208,7 @@ def test_a_prompt_is_what_it_is_alone(one: Family) -> None:
 @pytest.mark.parametrize(("scale", "sequences"), [(1.0, 1), (0.0, 1), (1.1, 2), (None, 2)])
 def test_tokens_are_those_of_the_video_in_each_sequence(one: Family, scale: float | None, sequences: int) -> None:
     request = GenerationRequest(prompt="w1", guidance_scale=scale, num_frames=9, **WIDE).resolve(one.runner.info)
-    assert one.runner.tokens(request) == sequences * 3 * 2 * 4
+    assert sum(one.runner.lengths(request)) == sequences * 3 * 2 * 4
 
 
 def test_what_it_says_of_itself(one: Family, two: Family) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from stepbatch.config import BatchingConfig, EngineConfig, ModelConfig, ServerConfig
+from stepbatch.config import AdmissionConfig, BatchingConfig, EngineConfig, ModelConfig, ServerConfig
 from stepbatch.engine.client import AsyncEngine
 from stepbatch.server.run import bind, make_server
 
@@ -27,8 +27,14 @@ from .support import (
 
 
 @contextmanager
-def running(model: ModelConfig, batching: BatchingConfig | None = None, **settings: Any) -> Iterator[RunningServer]:
+def running(
+    model: ModelConfig,
+    batching: BatchingConfig | None = None,
+    admission: AdmissionConfig | None = None,
+    **settings: Any,
+) -> Iterator[RunningServer]:
     batching = batching or BatchingConfig(dynamic_batch_max_size=4)
+    engine_config = EngineConfig(model=model, batching=batching, admission=admission or AdmissionConfig())
     config = ServerConfig(
         port=0,
         log_level="warning",
@@ -43,7 +49,7 @@ def running(model: ModelConfig, batching: BatchingConfig | None = None, **settin
     running: list[Any] = []
 
     async def serve() -> None:
-        engine = AsyncEngine(EngineConfig(model=model, batching=batching))
+        engine = AsyncEngine(engine_config)
         await engine.start()
         sock.listen()
         uvicorn_server = make_server(engine, config)
@@ -57,9 +63,11 @@ def running(model: ModelConfig, batching: BatchingConfig | None = None, **settin
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
     assert started.wait(20)
-    yield RunningServer(f"http://127.0.0.1:{sock.getsockname()[1]}", running[0])
-    running[1].should_exit = True
-    thread.join()
+    try:
+        yield RunningServer(f"http://127.0.0.1:{sock.getsockname()[1]}", running[0])
+    finally:
+        running[1].should_exit = True
+        thread.join()
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,11 @@ from typing import Any, cast
 import httpx
 from fastapi import FastAPI
 
-from stepbatch.config import ModelConfig, ServerConfig
+from stepbatch.config import EngineConfig, ModelConfig, ServerConfig
+from stepbatch.engine.admission import Admission
 from stepbatch.engine.client import AsyncEngine, Handle
+from stepbatch.engine.cost import UNKNOWN
+from stepbatch.engine.forecast import Prediction
 from stepbatch.engine.messages import FromEngine, Output, Stats
 from stepbatch.errors import EngineUnavailable, RequestCancelled
 from stepbatch.model_info import ModelInfo
@@ -46,6 +49,12 @@ class StubEngine:
     on_message: Callable[[FromEngine], None] | None = None
     info: ModelInfo = field(default_factory=lambda: FakeRunner(MODEL).info)
     error: Exception = field(default_factory=lambda: EngineUnavailable("the engine is restarting"))
+    config: EngineConfig = field(default_factory=lambda: EngineConfig(model=MODEL))
+    predicted: Prediction | None = None
+
+    def __post_init__(self) -> None:
+        self.admission = Admission(self.config)
+        self.admission.serve(self.info, UNKNOWN)
 
     def submit(self, request: GenerationRequest, request_id: str | None = None) -> Any:
         raise self.error
@@ -108,7 +117,8 @@ def assert_error(response: httpx.Response, status: int, code: str, param: str | 
     error = body["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert (error["code"], error["param"]) == (code, param), error
-    assert error["type"] == ("server_error" if status >= 500 else "invalid_request_error")
+    kinds = {429: "rate_limit_error"}
+    assert error["type"] == kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")
     assert isinstance(error["message"], str)
     assert error["message"]
     return str(error["message"])

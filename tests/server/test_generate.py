@@ -38,6 +38,7 @@ def test_the_answer_has_openais_fields_and_ours(generate: Generate) -> None:
     assert body["timings"]["denoise"] >= 3 * MODEL.fake_step_ms / 1000
     assert body["inference_time_s"] >= body["timings"]["denoise"] - 1e-6
     assert body["peak_memory_mb"] == 0.0
+    assert body["predicted"] is None or set(body["predicted"]) == {"queue", "total"}
     assert body["ignored"] == []
     assert "usage" not in body
 
@@ -103,6 +104,8 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("max_sequence_length", 0), ("max_sequence_length", 513), ("max_sequence_length", "77"),
     ("negative_prompt", 3), ("negative_prompt", "x" * 32_001),
     ("seed", True), ("seed", -1), ("seed", 2**63), ("seed", 10**50), ("seed", "1"), ("seed", 1.5), ("seed", [1]),
+    ("timeout", 0), ("timeout", -1), ("timeout", "5"), ("timeout", float("inf")), ("timeout", 1e7), ("timeout", True),
+    ("priority", 1.5), ("priority", "1"), ("priority", 1001), ("priority", -1001), ("priority", False),
     ("stream", True), ("stream", "false"), ("stream", 0), ("partial_images", 1), ("partial_images", False),
     ("background", "transparent"), ("background", "white"), ("background", 1),
     ("generator_device", "cuda"), ("generator_device", "gpu"), ("generator_device", "musa"), ("generator_device", 0),

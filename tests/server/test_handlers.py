@@ -35,11 +35,12 @@ def test_an_unknown_method_is_told_what_is_allowed(http: httpx.Client, method: s
 
 @pytest.mark.parametrize("cls", REQUEST_ERRORS.values(), ids=lambda cls: cls.code)
 def test_every_error_carries_its_status_and_advice(cls: type[RequestError]) -> None:
-    response = error_response(cls("why", "n"))
+    error = cls("why", "n")
+    response = error_response(error)
     assert response.status_code == cls.status
     advice = {None: None, True: "true", False: "false"}[cls.should_retry]
     assert response.headers.get("x-should-retry") == advice
-    assert response.headers.get("retry-after") == (None if cls.retry_after is None else str(cls.retry_after))
+    assert response.headers.get("retry-after") == (None if error.retry_after is None else str(error.retry_after))
 
 
 def test_a_fault_of_ours_keeps_its_details_to_the_log(caplog: pytest.LogCaptureFixture) -> None:

@@ -77,3 +77,16 @@ def test_the_stages_of_an_output_are_measured() -> None:
     assert shown["stepbatch:encode_seconds_sum"] == 2
     assert shown["stepbatch:denoise_seconds_sum"] == 3
     assert shown["stepbatch:decode_seconds_sum"] == 4
+
+
+def test_refusals_and_predictions_are_counted() -> None:
+    engine = StubEngine()
+    metrics, figures = make(engine)
+    engine.admission.refused["deadline"] += 2
+    engine.admission.backlog = 12.5
+    metrics.predicted(3.0, 2.0)
+    shown = figures()
+    assert shown['stepbatch:refused_total{reason="deadline"}'] == 2
+    assert shown['stepbatch:refused_total{reason="queue_seconds"}'] == 0
+    assert shown["stepbatch:backlog_seconds"] == 12.5
+    assert shown["stepbatch:prediction_ratio_sum"] == 1.5

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepbatch.config import ModelConfig
+from stepbatch.config import BatchingConfig, ModelConfig
 from stepbatch.errors import InvalidJSON, InvalidValue, RequestError, UnknownParameter
 from stepbatch.image import InputImage
-from stepbatch.server.fields import FIELDS, IGNORED_OPENAI, IGNORED_OTHERS
+from stepbatch.server.fields import FIELDS, IGNORED_OPENAI, IGNORED_OTHERS, idle_fields
 from stepbatch.server.schema import ImageRequest, from_texts, parse, parse_json
 from stepbatch.testing import FakeRunner
 
@@ -47,6 +47,22 @@ def test_null_counts_as_absent_for_every_optional_field() -> None:
 def test_a_size_may_come_either_way(fields: dict[str, Any]) -> None:
     request = parse_fields(**fields).generation
     assert (request.width, request.height) == (32, 48)
+
+
+def test_how_soon_it_is_wanted_goes_to_the_engine() -> None:
+    usual = parse_fields(timeout=30, priority=2, user="one")
+    assert (usual.generation.timeout, usual.generation.priority, usual.generation.user) == (30.0, 2, None)
+    assert usual.ignored == ("priority", "user")
+    useful = idle_fields(BatchingConfig(scheduling_policy="deadline", fair_shares=True))
+    wanted = parse({"prompt": "a cat", "timeout": 0.5, "priority": -2, "user": "one"}, INFO, useful)
+    assert (wanted.generation.timeout, wanted.generation.priority, wanted.generation.user) == (0.5, -2, "one")
+    assert wanted.ignored == ()
+
+
+def test_a_user_is_checked_only_where_it_counts() -> None:
+    assert parse_fields(user=5).ignored == ("user",)
+    with pytest.raises(InvalidValue, match="user must be a string"):
+        parse({"prompt": "a cat", "user": 5}, INFO, idle_fields(BatchingConfig(fair_shares=True)))
 
 
 def test_auto_is_no_size() -> None:

@@ -52,12 +52,14 @@ def test_every_field_reaches_the_request() -> None:
         "true_cfg_scale": 4.0,
         "flow_shift": 5.0,
         "max_sequence_length": 99,
+        "timeout": 60.0,
+        "priority": 3,
         "seed": 6,
     }
     generation = parse(**given, size="32x48", model="tiny", generator_device="cpu").generation
     assert {name: getattr(generation, name) for name in given} == given
     assert (generation.prompt, generation.width, generation.height, generation.n) == ("a cat", 32, 48, 1)
-    untold = {"prompt", "model", "size", "width", "height", "seconds", "generator_device"}
+    untold = {"prompt", "model", "size", "width", "height", "seconds", "user", "generator_device"}
     assert set(given) | untold == set(VIDEO_FIELDS)
 
 

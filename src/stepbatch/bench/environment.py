@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from stepbatch import __version__
+from stepbatch.engine.clock import cpu_name
 
 
 def environment(packages: Sequence[str]) -> dict[str, Any]:
     """The machine and the versions of Python, stepbatch and ``packages``."""
     return {
         "date": now(),
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 2),  # over 0 before the start: something else was running
         "platform": platform.platform(terse=True),
@@ -31,12 +30,6 @@ def environment(packages: Sequence[str]) -> dict[str, Any]:
 def now() -> str:
     """The time, ISO 8601 in UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _cpu() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    named = re.search(r"^model name\s*: (.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
-    return named[1] if named else platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:

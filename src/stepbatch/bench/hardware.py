@@ -1,4 +1,4 @@
-"""What a device can do at most, measured: its rates of multiplying and copying. And how long its work takes.
+"""What a device can do at most, measured: its rates of multiplying and copying.
 
 torch is imported where it is used, so that whoever imports this without need of it does without it.
 """
@@ -6,15 +6,14 @@ torch is imported where it is used, so that whoever imports this without need of
 from __future__ import annotations
 
 import subprocess
-import time
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+from stepbatch.engine.clock import DeviceClock
 
 if TYPE_CHECKING:
     import torch
 
-Moment: TypeAlias = "float | torch.cuda.Event"
 Shape: TypeAlias = tuple[int, int, int, int]
 
 ROUNDS = 5  # of which the best counts
@@ -22,52 +21,6 @@ ROUND_SECONDS = 0.05  # what a round takes at least, about, so that what it take
 SQUARE = {"cuda": 8192, "cpu": 1024}  # rows and columns of the matrices that are multiplied
 COPIED = {"cuda": 1 << 30, "cpu": 256 << 20}  # bytes: well over any cache
 DRIVER = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw", "power.limit", "temperature.gpu")
-
-
-class DeviceClock:
-    """Marks moments of a device's work without waiting for them, and tells the times between them afterwards."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def mark(self) -> Moment:
-        """The moment when the device has done all that it has been given so far."""
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        import torch
-
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(self.device))
-        return event
-
-    def wait(self) -> None:
-        """Wait until the device has done all that it has been given."""
-        if self.device.type == "cuda":
-            import torch
-
-            torch.cuda.synchronize(self.device)
-
-    def seconds(self, marks: Sequence[Moment]) -> list[float]:
-        """The time from each mark to the next; waits for the last."""
-        self.wait()
-        return [_between(before, after) for before, after in pairwise(marks)]
-
-    def time(self, work: Callable[[], object], calls: int) -> list[float]:
-        """Seconds of each of so many calls, one right after the other."""
-        self.wait()
-        marks = [self.mark()]
-        for _ in range(calls):
-            work()
-            marks.append(self.mark())
-        return self.seconds(marks)
-
-
-def _between(before: Moment, after: Moment) -> float:
-    if isinstance(before, float):
-        assert isinstance(after, float)
-        return after - before
-    assert not isinstance(after, float)
-    return float(before.elapsed_time(after)) / 1000
 
 
 def best_seconds(device: torch.device, work: Callable[[], object]) -> float:

@@ -7,6 +7,7 @@ others, it is the same.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections import Counter
@@ -23,7 +24,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from stepbatch.bench.environment import environment
-from stepbatch.bench.hardware import DeviceClock, Moment, about, count_operations, matrix_rate
+from stepbatch.bench.hardware import about, count_operations, matrix_rate
 from stepbatch.bench.offline_result import Figures, OfflineResult, render
 from stepbatch.bench.options import DatasetOptions, LoadOptions, OfflineOptions, ReportOptions, RequestOptions, told
 from stepbatch.bench.report.summary import spread
@@ -31,6 +32,7 @@ from stepbatch.bench.results import check_writable, make_folder, save
 from stepbatch.bench.workload.work import WorkItem, build, digest
 from stepbatch.config import EngineConfig
 from stepbatch.engine.backends import load_runner
+from stepbatch.engine.clock import DeviceClock, Moment
 from stepbatch.engine.engine import Engine, Runner, Tick
 from stepbatch.engine.messages import Failure, FromEngine, Output, Stats, Submit
 from stepbatch.engine.runner import TorchRunner
@@ -71,8 +73,8 @@ class TimedRunner:
     def check(self, request: GenerationRequest) -> None:
         self.runner.check(request)
 
-    def tokens(self, request: GenerationRequest) -> int:
-        return self.runner.tokens(request)
+    def lengths(self, request: GenerationRequest) -> tuple[int, ...]:
+        return self.runner.lengths(request)
 
     def signature(self, request: GenerationRequest) -> Hashable | None:
         return self.runner.signature(request)
@@ -88,15 +90,21 @@ class TimedRunner:
         with self._timed("denoise", jobs):
             self.runner.denoise(jobs, tick)
 
-    def decode(self, jobs: Sequence[Job]) -> list[bytes | RequestError]:
+    def decode(self, jobs: Sequence[Job], seconds: float = math.inf) -> list[bytes | RequestError | None]:
         with self._timed("decode", jobs):
-            return self.runner.decode(jobs)
+            return self.runner.decode(jobs, seconds)
 
     def forget(self, job: Job) -> None:
         self.runner.forget(job)
 
     def peak_memory_mb(self) -> float:
         return self.runner.peak_memory_mb()
+
+    def memory_budget(self) -> float:
+        return self.runner.memory_budget()
+
+    def free_memory(self) -> None:
+        self.runner.free_memory()
 
     def units(self) -> list[Unit]:
         """What has been done so far, in order; waits for it."""
@@ -257,7 +265,7 @@ def operations_of(runner: TorchRunner, request: GenerationRequest) -> int:
         runner: Has nothing to do.
         request: Is encoded, and takes a step.
     """
-    job = Job("counted", 0, request, runner.tokens(request), 0.0)
+    job = Job("counted", 0, request, runner.lengths(request), 0.0)
     runner.encode([job])
     operations = count_operations(lambda: runner.denoise([job], lambda step, steps: None))
     runner.forget(job)

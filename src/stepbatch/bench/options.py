@@ -158,11 +158,54 @@ class OfflineOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SimulateOptions:
+    """What is simulated."""
+
+    curve: str = option("", "what steps cost: a file of stepbatch profile, or an example's name; --curve list has them")
+    trace: str = option("", "a file that says when requests come, and which, as of --dataset trace")
+    num_requests: int = option(
+        0, "how many requests come in each run; 0 is a trace's, or 20000 and at least 100 a replica", low=0
+    )
+    seed: int = option(0, "fixes what is drawn by chance", low=0)
+    loads: str = option("", "shares of what the replicas can do at most, as 0.5,0.8,0.95")
+    request_rates: str = option("", "requests a second, as 1,2,4,8")
+    concurrencies: str = option("", "requests in flight, as 1,2,4,8: each comes when another has ended")
+    burstiness: float = option(
+        1.0, "shape of the Gamma distribution of the gaps: 1 is Poisson, less is burstier, more is steadier", low=1e-3
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetOptions:
+    """On which machines; of lists, every combination is simulated."""
+
+    policies: str = option("fcfs", "--scheduling-policy of each run, as fcfs,srpt,deadline")
+    ageings: str = option("", "--ageing of each run with srpt, as 0,0.1,0.3; without it, the default")
+    widths: str = option("auto", "the most jobs in a step, as auto,1,2,4,8; auto is as many as pay")
+    replicas: str = option("1", "how many machines, as 1,2,4; at most 10000")
+    routings: str = option(
+        "round-robin", "which machine a request goes to: round-robin, least-work or two-choices, or several of them"
+    )
+    max_queue_seconds: float = option(
+        math.inf, "a request that finds more predicted seconds of work at its machine is refused", low=0, endless=True
+    )
+    timeout: float | None = option(
+        None, "seconds after which a request is of no use, and is dropped if it hasn't begun", low=0.001
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportOptions:
     """Where the results go, besides the terminal."""
 
     output_file: str = option(
-        "", "JSON with everything that was measured; of serving and sweep, a picture goes beside it, as .png"
+        "", "JSON with everything that was measured; of all but offline, a picture goes beside it, as .png"
     )
     save_outputs: str = option("", "a folder for the pictures and videos that came")
     disable_tqdm: bool = option(False, "show no progress")

@@ -21,6 +21,8 @@ from stepbatch.config import EngineConfig
 from stepbatch.engine.engine import Engine, Runner
 from stepbatch.engine.messages import Failure, FromEngine, Output, Submit
 from stepbatch.engine.messages import Progress as Steps
+from stepbatch.engine.scheduler import WIDEST
+from stepbatch.engine.warmup import remembered
 from stepbatch.errors import OptionError, RequestError, SetupError
 from stepbatch.request import GenerationRequest
 from stepbatch.server.images import encode_image
@@ -145,8 +147,8 @@ class Bulk:
         self.source = source
         self.results = results
         self.info = runner.info
-        self.engine = Engine(runner, config.undelayed(), emit=self._on_message)
-        self.window = AHEAD * config.batching.dynamic_batch_max_size
+        self.engine = Engine(runner, config.undelayed(), self._on_message, costs=remembered(runner, config))
+        self.window = AHEAD * (config.batching.dynamic_batch_max_size or WIDEST)
         self.progress = progress
         self.made = self.skipped = self.failed = 0
         self._open: dict[tuple[str, int], tuple[str, GenerationRequest]] = {}  # outputs in the engine, with digests

@@ -9,7 +9,17 @@ from typing import Any
 import stepbatch
 from stepbatch.cli.bench import bench
 from stepbatch.cli.parser import Parser, build, build_groups, dispatch, suggestion
-from stepbatch.config import BatchingConfig, DefaultsConfig, EngineConfig, MemoryConfig, ModelConfig, ServerConfig
+from stepbatch.cli.profile import profile
+from stepbatch.config import (
+    AdmissionConfig,
+    BatchingConfig,
+    DefaultsConfig,
+    EngineConfig,
+    MemoryConfig,
+    ModelConfig,
+    ServerConfig,
+    WarmupConfig,
+)
 from stepbatch.errors import OptionError
 
 USAGE = """usage: stepbatch COMMAND ...
@@ -21,7 +31,8 @@ commands:
   generate    make pictures or videos from prompts or a file of requests, without a server
   edit        make pictures from images and a prompt, without a server
   demo        serve the bundled model, send it a burst of requests, and lay out what came
-  bench       how a server does under load: bench serving, sweep, compare, offline
+  profile     what a model's steps cost on this machine, and how far batching pays
+  bench       how a server does under load: bench serving, sweep, compare, offline, simulate
 
 options:
   --version   print the version
@@ -39,6 +50,7 @@ def run(arguments: list[str]) -> int:
         "generate": generate,
         "edit": edit,
         "demo": demo,
+        "profile": profile,
         "bench": bench,
         "--version": _version,
     }
@@ -53,7 +65,7 @@ def _version(arguments: Sequence[str]) -> int:
 def serve_parser() -> Parser:
     """The flags of ``stepbatch serve``."""
     parser = Parser("serve", "stepbatch serve [FLAG ...]", "Serve a model over HTTP, with OpenAI's API.")
-    for cls in (ModelConfig, BatchingConfig, MemoryConfig, DefaultsConfig, ServerConfig):
+    for cls in (ModelConfig, BatchingConfig, MemoryConfig, DefaultsConfig, AdmissionConfig, WarmupConfig, ServerConfig):
         parser.add_config(cls)
     return parser
 

@@ -113,12 +113,18 @@ def _bool(value: str) -> bool:
     return value.lower() == "true"
 
 
+def _auto(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda value: None if value.lower() == "auto" else kind(value)
+
+
 def _options(field: Field[Any], hint: Any) -> dict[str, Any]:
     """What argparse is told of a field."""
     options: dict[str, Any] = {"default": field.default, "help": _help(field)}
     if get_origin(hint) is tuple:  # once for each of its values
         return options | {"action": "append", "default": None, "type": get_args(hint)[0], "metavar": "TEXT"}
     options["type"], options["metavar"] = _type(hint)
+    if field.metadata["auto"]:
+        options["type"], options["metavar"] = _auto(options["type"]), f"{{auto,{options['metavar']}}}"
     bare = True if hint is bool else field.metadata["bare"]
     if bare is not None:
         options |= {"nargs": "?", "const": bare}
@@ -140,5 +146,7 @@ def _type(hint: Any) -> tuple[Callable[[str], Any], str]:
 def _help(field: Field[Any]) -> str:
     default = "the bundled model" if field.default == str(MODEL_PATH) else field.default
     default = str(default).lower() if isinstance(default, bool) else default
+    if default is None and field.metadata["auto"]:
+        default = "auto"
     text = str(field.metadata["help"]).replace("%", "%%")
     return text if default in (None, "", ()) else f"{text} (default: {default})"

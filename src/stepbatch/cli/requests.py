@@ -22,6 +22,7 @@ from stepbatch.sizes import parse_size
 OUTPUT_FORMATS = ("png", "jpeg", "webp")
 MAX_PIXELS = 1 << 28  # of an image; these are the user's own files, so it is more than the server takes
 LINE_FIELDS = (*(name for name in FIELDS if name not in IMAGE_FIELDS), "size", "seconds", "id")
+SCHEDULING_FIELDS = ("priority", "timeout", "user")  # which say nothing of the output
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
@@ -48,7 +49,7 @@ class Item:
     def digest(self, model: str, output_format: str) -> str:
         """Tells whether files that are there already are of this very request."""
         assert isinstance(self.request, GenerationRequest)
-        fields = {name: getattr(self.request, name) for name in FIELDS}
+        fields = {name: getattr(self.request, name) for name in FIELDS if name not in SCHEDULING_FIELDS}
         about = [model, output_format, fields, *([] if self.seconds is None else [self.seconds])]
         text = json.dumps(about, sort_keys=True, default=lambda image: image.digest.hex())
         return sha256(text.encode()).hexdigest()[:16]

@@ -51,3 +51,8 @@ class ByteCache(Generic[V]):
         while self.nbytes > self.limit:
             _, oldest = self._values.popitem(last=False)
             self.nbytes -= oldest.nbytes
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        self._values.clear()
+        self.nbytes = 0

@@ -14,7 +14,22 @@ from dataclasses import dataclass
 import msgspec
 
 from stepbatch.config import EngineConfig
-from stepbatch.engine.messages import Cancel, Cancelled, Failure, FromEngine, Output, Progress, Stats, Submit, Unit
+from stepbatch.engine.admission import Admission
+from stepbatch.engine.cost import Costs
+from stepbatch.engine.forecast import Prediction
+from stepbatch.engine.messages import (
+    Cancel,
+    Cancelled,
+    Failure,
+    FromEngine,
+    Learned,
+    Output,
+    Progress,
+    Ready,
+    Stats,
+    Submit,
+    Unit,
+)
 from stepbatch.engine.supervisor import EngineGone, EngineProcess, engine_process
 from stepbatch.errors import (
     REQUEST_ERRORS,
@@ -59,6 +74,7 @@ class Handle:
         self.request_id = request_id
         self.request = request  # resolved: its seed is fixed, so that a retry draws the same picture
         self.arrival = time.monotonic()
+        self.predicted: Prediction | None = None  # what it could expect when it came, as far as that was known
         self.in_engine: set[int] = set()  # outputs that the engine process was given and hasn't ended
         self.suspects: set[int] = set()  # outputs to be tried alone: the engine died on one of this request's
         self._cancel = cancel
@@ -71,6 +87,11 @@ class Handle:
     @property
     def ended(self) -> bool:
         return self._end.is_set()
+
+    @property
+    def jobs(self) -> list[tuple[str, int]]:
+        """Its outputs as the engine knows them."""
+        return [(self.request_id, index) for index in range(self.request.n)]
 
     @property
     def missing(self) -> list[int]:
@@ -152,6 +173,7 @@ class AsyncEngine:
         self.patience = patience or Patience()
         self.info: ModelInfo  # of the loaded model, once started
         self.restarts = 0
+        self.admission = Admission(config)
         self.on_message: Callable[[FromEngine], None] | None = None  # sees every message of the engine process
         self._stats = Stats()
         self._handles: dict[str, Handle] = {}  # in order of arrival
@@ -211,11 +233,18 @@ class AsyncEngine:
             self._stats, running=0, waiting=held, jobs_in_step=0, tokens_in_step=0, step_seconds=0.0
         )
 
+    @property
+    def costs(self) -> Costs:
+        """What is known of what work costs."""
+        return self.admission.costs
+
     def submit(self, request: GenerationRequest, request_id: str | None = None) -> Handle:
         """Take in a request; it then ends exactly once.
 
         Raises:
             RequestError: the request can't be served by this model, or its id is in use.
+            Overloaded: too much waits already, to be let in at all or to be done by the request's deadline.
+            DeadlineExceeded: it could not be done by its deadline even alone.
             EngineUnavailable: the engine is not started, shutting down or broken.
         """
         if self._refusal:
@@ -224,6 +253,7 @@ class AsyncEngine:
         if request_id in self._handles:
             raise InvalidValue("another request with this id has not ended yet", "request_id")
         handle = Handle(request_id, request.resolve(self.info), self.cancel)
+        handle.predicted = self.admission.admit(request_id, handle.request, handle.arrival)
         self._handles[request_id] = handle
         self._send(handle)
         return handle
@@ -236,6 +266,7 @@ class AsyncEngine:
 
     def _end(self, handle: Handle, error: RequestError) -> None:
         handle.fail(error)
+        self.admission.end(handle.jobs)
         if self._process and handle.in_engine:
             self._process.send(Cancel(handle.request_id))
         self._release(handle)
@@ -269,9 +300,9 @@ class AsyncEngine:
                 finished = False
                 try:
                     async with engine_process(self.config) as process:
-                        info = await process.loaded(self.patience.load)
+                        ready = await process.loaded(self.patience.load)
                         failures = 0
-                        self._begin(process, info, loaded)
+                        self._begin(process, ready, loaded)
                         finished = await self._listen(process)
                 except SetupError as error:
                     if not loaded.done():
@@ -285,9 +316,10 @@ class AsyncEngine:
             self._end_all(EngineUnavailable(self._refusal))
             self._handles.clear()
 
-    def _begin(self, process: EngineProcess, info: ModelInfo, loaded: asyncio.Future[None]) -> None:
+    def _begin(self, process: EngineProcess, ready: Ready, loaded: asyncio.Future[None]) -> None:
         """Hand everything that is held to a process that has loaded its model."""
-        self.info = info
+        self.info = ready.info
+        self.admission.serve(ready.info, ready.costs)
         self._process = process
         if loaded.done():
             self.restarts += 1
@@ -322,7 +354,12 @@ class AsyncEngine:
         elif isinstance(message, Progress):
             for request_id, *progress in message.jobs:
                 if request_id in self._handles:
-                    self._handles[request_id].tell(JobProgress(*progress))
+                    self._handles[request_id].tell(told := JobProgress(*progress))
+                    self.admission.advance((request_id, told.index), told.step)
+        elif isinstance(message, Unit):
+            self.admission.begin(message.jobs)
+        elif isinstance(message, Learned):
+            self.admission.learn(message.costs)
         elif isinstance(message, Output | Failure | Cancelled) and message.request_id in self._handles:
             self._take_ending(self._handles[message.request_id], message)
 
@@ -330,6 +367,9 @@ class AsyncEngine:
         handle.in_engine.discard(message.index)
         if isinstance(message, Output):
             handle.tell(message)
+            self.admission.end([(message.request_id, message.index)])
+            if handle.ended:
+                self.admission.done(handle.predicted, time.monotonic() - handle.arrival)
             self._release(handle)
         elif isinstance(message, Failure):
             self._end(handle, REQUEST_ERRORS[message.code](message.message, message.param))
@@ -339,11 +379,13 @@ class AsyncEngine:
     def _recover(self, unit: Unit | None) -> None:
         """Decide, after a process is gone, what becomes of each request; ``unit`` is what it was doing."""
         jobs = set(unit.jobs) if unit else set()
+        self.admission.restart()
         for handle in list(self._handles.values()):
             handle.in_engine.clear()
             involved = {index for index in handle.missing if (handle.request_id, index) in jobs}
             if involved & handle.suspects:
                 handle.fail(EngineDied("the engine process died twice while it worked on this request"))
+                self.admission.end(handle.jobs)
             if involved:  # the other outputs have the same prompt, and may be as bad
                 handle.suspects.update(handle.missing)
             self._release(handle)

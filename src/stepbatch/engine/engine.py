@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections import deque
@@ -13,16 +14,28 @@ from itertools import count
 from typing import Protocol
 
 from stepbatch.config import BatchingConfig, EngineConfig
-from stepbatch.engine.messages import Cancelled, Failure, FromEngine, Output, Progress, Stats, Submit, Unit
-from stepbatch.engine.scheduler import Scheduler
-from stepbatch.errors import REQUEST_ERRORS, GenerationFailed, RequestCancelled, RequestError
+from stepbatch.engine.clock import DeviceClock
+from stepbatch.engine.cost import UNKNOWN, Costs
+from stepbatch.engine.memory import TokenLimit, tokens_within
+from stepbatch.engine.messages import Cancelled, Failure, FromEngine, Learned, Output, Progress, Stats, Submit, Unit
+from stepbatch.engine.meter import Meter
+from stepbatch.engine.scheduler import Plan, Scheduler
+from stepbatch.errors import (
+    REQUEST_ERRORS,
+    DeadlineExceeded,
+    DeviceLost,
+    GenerationFailed,
+    OutOfMemory,
+    RequestCancelled,
+    RequestError,
+)
 from stepbatch.model_info import ModelInfo
 from stepbatch.request import GenerationRequest, Job, JobState
 
 log = logging.getLogger(__name__)
 
-FIRST_UNIT_SECONDS = 600.0  # what a unit is said to take until one of its kind and size has been measured
-MOST_SIZES = 4096  # that are remembered at once
+WIDEST_CALL = 8  # jobs in a whole call, where nobody says
+SLICE_SECONDS = 0.1  # that decoding may keep others waiting, even if a step takes less
 
 Tick = Callable[[int, int], None]
 
@@ -30,17 +43,19 @@ Tick = Callable[[int, int], None]
 class Runner(Protocol):
     """What the engine needs of the thing that computes; ``engine.runner`` has the real one, ``testing`` a fake.
 
-    The methods that take jobs change nothing if they raise, so that the engine may call them again with fewer.
+    The methods that take jobs change nothing if they raise, so that the engine may call them again with fewer. They
+    raise ``MemoryError`` where there was no room, and ``DeviceLost`` where this process can do no more.
     """
 
     info: ModelInfo
     whole_calls: bool  # whether ``denoise`` takes all of a job's steps at once
+    clock: DeviceClock  # of what computes
 
     def check(self, request: GenerationRequest) -> None:
         """Raise ``RequestError`` for a resolved request that the model can't serve."""
 
-    def tokens(self, request: GenerationRequest) -> int:
-        """What a step of one output costs: the tokens of its sequences."""
+    def lengths(self, request: GenerationRequest) -> tuple[int, ...]:
+        """What a step of one output costs: the tokens of each of its sequences."""
 
     def signature(self, request: GenerationRequest) -> Hashable | None:
         """What jobs that share a whole call have in common; ``None`` where any may share a step."""
@@ -60,14 +75,28 @@ class Runner(Protocol):
                 ``RequestError`` when nobody waits for any of the jobs any more.
         """
 
-    def decode(self, jobs: Sequence[Job]) -> list[bytes | RequestError]:
-        """Make RGB pixels, 8 bits each, frame by frame, rows from the top; or say what is wrong with a job's output."""
+    def decode(self, jobs: Sequence[Job], seconds: float = math.inf) -> list[bytes | RequestError | None]:
+        """Make RGB pixels, 8 bits each, frame by frame, rows from the top; or say what is wrong with a job's output.
+
+        Args:
+            jobs: In order: what is under way goes on if it is first, and is given up and begun anew if not.
+            seconds: After so long, the rest is put off; something is done in any case.
+
+        Returns:
+            ``None`` for those that are to be asked for again.
+        """
 
     def forget(self, job: Job) -> None:
         """Free what is held for a job that has ended, if anything is."""
 
     def peak_memory_mb(self) -> float:
         """The most memory that was in use since the start, MiB."""
+
+    def memory_budget(self) -> float:
+        """The memory that the model and all that it does may take, bytes; endless where that isn't known."""
+
+    def free_memory(self) -> None:
+        """After a ``MemoryError``: let go of what can be made again."""
 
 
 class Engine:
@@ -78,6 +107,7 @@ class Engine:
         config: The batching limits are read here.
         emit: Takes every message: units of work as they begin, progress, endings, statistics.
         poll: Called between units of work; may call ``submit`` and ``cancel``.
+        costs: What work costs, as far as it is known at the start.
     """
 
     def __init__(
@@ -86,24 +116,30 @@ class Engine:
         config: EngineConfig,
         emit: Callable[[FromEngine], None] = lambda message: None,
         poll: Callable[[], None] = lambda: None,
+        costs: Costs = UNKNOWN,
     ) -> None:
         self.runner = runner
-        self.scheduler = Scheduler(_whole_calls(config.batching) if runner.whole_calls else config.batching)
+        self.scheduler = Scheduler(limits_of(config.batching, runner.whole_calls), costs)
         self.emit = emit
         self.poll = poll
         self.stats = Stats()
-        self._seconds: dict[Hashable, float] = {}  # the most that a unit of this kind and size has taken
+        self._meter = Meter(runner.clock, costs, runner.whole_calls)
+        usual = runner.info.defaults
+        pixels = usual.width * usual.height * (usual.num_frames or 1)
+        self._limit = TokenLimit(tokens_within(costs, runner.memory_budget(), pixels))
+        self._step_seconds = 0.0  # of the last
+        self._pixels: dict[tuple[str, int], bytes] = {}  # that have been decoded and not yet been told
         self._ids = count()
 
     def submit(self, message: Submit) -> None:
         """Take in a request's jobs, or emit the failure of each."""
         accepted: list[Job] = []
-        error = self._attempt(lambda: accepted.extend(self._jobs(message)))
+        error = self.attempt(lambda: accepted.extend(self._jobs(message)))
         if error:
             for index in message.indices:
                 self.emit(_failure((message.request_id, index), error))
         for job in accepted:
-            self.scheduler.add(job)
+            self.scheduler.add(job, time.monotonic())
 
     def cancel(self, request_id: str) -> None:
         """End the jobs of a request that haven't ended. They are in no later unit of work."""
@@ -122,25 +158,34 @@ class Engine:
         Returns:
             Seconds until there will be something to do, where there was nothing.
         """
-        plan = self.scheduler.schedule(time.monotonic())
+        now = time.monotonic()
+        for job in self.scheduler.late(now):
+            self._fail(job, DeadlineExceeded("the request could not be done before its deadline"))
+        self.scheduler.limit(self._limit.at(now))
+        plan = self.scheduler.schedule(now)
         if not plan:
             return plan.wait
-        pixels: dict[tuple[str, int], bytes] = {}
-        decoded = self._run("decode", plan.decode, lambda jobs: self._decode(jobs, pixels))
-        for job in self.scheduler.finish(decoded):
-            self.runner.forget(job)
-            self.emit(_output(job, pixels[job.id]))
+        self._decode_all(plan)
         for job in self._run("encode", plan.encode, self.runner.encode):
             job.to(JobState.RUNNING)
         began = time.monotonic()
         stepped = self._run("denoise", plan.denoise, lambda jobs: self.runner.denoise(jobs, partial(self._tick, jobs)))
         seconds = time.monotonic() - began
-        self.scheduler.advance(stepped)
+        self._step_seconds = seconds if stepped else self._step_seconds
+        self.scheduler.advance(stepped, began + seconds)
         if stepped and self.runner.whole_calls:
             self.scheduler.pause(stepped[0].signature, began + seconds, seconds)
         self._tell_progress([(*job.id, job.step, job.steps) for job in stepped if job.signature is None])
         self._tell_stats(stepped, seconds)
+        self._learn()
         return 0.0
+
+    def _learn(self) -> None:
+        """Go by what was measured, where it is news."""
+        costs = self._meter.news()
+        if costs:
+            self.scheduler.learn(costs, time.monotonic())
+            self.emit(Learned(costs))
 
     def heartbeat(self) -> None:
         """Say that the engine lives, and what there is to do."""
@@ -154,6 +199,7 @@ class Engine:
 
         Raises:
             RequestError: one of the requests failed; the others' results are lost.
+            DeviceLost: this process can do no more.
         """
         outputs: dict[tuple[str, int], Output] = {}
         failures: list[Failure] = []
@@ -176,20 +222,25 @@ class Engine:
     def _jobs(self, message: Submit) -> list[Job]:
         request = message.request.resolve(self.runner.info)
         self.runner.check(request)
-        tokens, signature = self.runner.tokens(request), self.runner.signature(request)
+        lengths, signature = self.runner.lengths(request), self.runner.signature(request)
         alone = message.alone or not self.runner.shares(request)
         return [
-            Job(message.request_id, index, request, tokens, message.arrival, alone, signature)
+            Job(message.request_id, index, request, lengths, message.arrival, alone, signature)
             for index in message.indices
         ]
 
     @staticmethod
-    def _attempt(work: Callable[[], object]) -> RequestError | None:
+    def attempt(work: Callable[[], object]) -> RequestError | None:
         """Do what may raise anything; what it raises ends the requests concerned, not the engine."""
         try:
             work()
         except RequestError as error:
             return error
+        except DeviceLost:
+            raise
+        except MemoryError as error:
+            log.warning("out of memory: %s", error)
+            return OutOfMemory("there is not enough memory for this request")
         except Exception:
             log.exception("the model failed")
             return GenerationFailed("the model failed on this request")
@@ -198,21 +249,24 @@ class Engine:
     def _run(self, kind: str, jobs: Sequence[Job], work: Callable[[Sequence[Job]], object]) -> list[Job]:
         """Announce and do one unit of work, then poll. Returns the jobs that have come through it."""
         todo = deque([[job for job in jobs if not job.ended]])
+        tried: set[Job] = set()  # again, by themselves
         while todo:
             members = [job for job in todo.popleft() if not job.ended]
             if not members:
                 continue
-            size = self._announce(kind, members)
-            began = time.monotonic()
-            error = self._attempt(partial(work, members))
+            self._announce(kind, members)
+            mark, began = self.runner.clock.mark(), time.monotonic()
+            error = self.attempt(partial(work, members))
             seconds = time.monotonic() - began
-            if error and len(members) > 1:
-                todo.extend([job] for job in members)  # nothing has changed: find out who by trying each alone
+            if error and (again := self._again(kind, members, error, tried)):
+                todo.extend(again)
                 continue
             if error:
                 self._fail(members[0], error)
+            elif kind == "decode" and not all(job.ended or job.id in self._pixels for job in members):
+                self._meter.paused(members, mark, seconds)
             else:
-                self._remember(size, seconds)
+                self._meter.done(kind, members, mark, seconds)
             for job in members:
                 if kind == "encode":
                     job.times.queue = began - job.arrival
@@ -220,17 +274,25 @@ class Engine:
             self.poll()
         return [job for job in jobs if not job.ended]
 
-    def _announce(self, kind: str, jobs: Sequence[Job]) -> Hashable:
-        """Say that a unit of work begins, and how long it may take; returns the kind and size it is remembered by."""
-        # Small units say nothing of large ones, nor calls of few steps of those of many.
-        size = kind, sum(job.tokens for job in jobs).bit_length(), jobs[0].signature
-        self.emit(Unit(kind, [job.id for job in jobs], self._seconds.get(size, FIRST_UNIT_SECONDS)))
-        return size
+    def _again(self, kind: str, jobs: list[Job], error: RequestError, tried: set[Job]) -> list[list[Job]]:
+        """Who is to be tried again, together, after a unit of work that has changed nothing."""
+        if not isinstance(error, OutOfMemory):
+            return [[job] for job in jobs] if len(jobs) > 1 else []  # to find out who it was
+        self.runner.free_memory()
+        if kind == "denoise":
+            tokens = sum(job.tokens for job in jobs)
+            self._limit.lower(tokens, time.monotonic())
+            log.warning("a step of %d tokens was too much: %.0f are the most for now", tokens, self._limit.tokens)
+        if len(jobs) > 1:
+            return [jobs[: len(jobs) // 2], jobs[len(jobs) // 2 :]]
+        if jobs[0] in tried:
+            return []
+        tried.update(jobs)
+        return [jobs]
 
-    def _remember(self, size: Hashable, seconds: float) -> None:
-        if len(self._seconds) == MOST_SIZES:  # callers choose signatures, and must not fill the memory with them
-            self._seconds.clear()
-        self._seconds[size] = max(seconds, self._seconds.get(size, 0.0))
+    def _announce(self, kind: str, jobs: Sequence[Job]) -> None:
+        """Say that a unit of work begins, and how long it may take."""
+        self.emit(Unit(kind, [job.id for job in jobs], self._meter.expected(kind, jobs)))
 
     def _tick(self, jobs: Sequence[Job], step: int, steps: int) -> None:
         """Between two steps of a whole call: tell of it and take in what came, for as long as somebody waits for it."""
@@ -242,12 +304,35 @@ class Engine:
         self.heartbeat()
         self._announce("denoise", left)
 
-    def _decode(self, jobs: Sequence[Job], pictures: dict[tuple[str, int], bytes]) -> None:
-        for job, picture in zip(jobs, self.runner.decode(jobs), strict=True):
+    def _decode_all(self, plan: Plan) -> None:
+        """Decode, all together where that is short; else one after the other, for as long as others may wait."""
+        seconds = self._slice(plan)
+        until = time.monotonic() + seconds
+        for jobs in [plan.decode] if seconds == math.inf else [[job] for job in plan.decode]:
+            decoded = self._run("decode", jobs, partial(self._decode, until=until))
+            for job in self.scheduler.finish(job for job in decoded if job.id in self._pixels):
+                self.runner.forget(job)
+                self.emit(_output(job, self._pixels.pop(job.id)))
+            if time.monotonic() >= until or not all(job.ended for job in jobs):
+                break
+
+    def _slice(self, plan: Plan) -> float:
+        """Seconds that decoding may take before the others' step: about as long as that; endless if it is short."""
+        costs, jobs = self.scheduler.costs, plan.denoise
+        step = self._step_seconds if jobs else 0.0
+        if costs.known and jobs:
+            step = costs.step.seconds(sum(job.tokens for job in jobs), sum(job.squares for job in jobs))
+        seconds = max(step, SLICE_SECONDS)
+        short = costs.known and sum(costs.decode.of(job.request.pixels) for job in plan.decode) <= seconds
+        return math.inf if short or self.runner.whole_calls else seconds
+
+    def _decode(self, jobs: Sequence[Job], until: float) -> None:
+        pictures = self.runner.decode(jobs, until - time.monotonic())
+        for job, picture in zip(jobs, pictures, strict=True):
             if isinstance(picture, RequestError):
                 self._fail(job, picture)
-            else:
-                pictures[job.id] = picture
+            elif picture is not None and not job.ended:
+                self._pixels[job.id] = picture
 
     def _fail(self, job: Job, error: RequestError) -> None:
         if job.ended:  # cancelled by a poll within the unit of work
@@ -259,6 +344,7 @@ class Engine:
     def _forget(self, job: Job) -> None:
         self.scheduler.remove(job)
         self.runner.forget(job)
+        self._pixels.pop(job.id, None)
 
     def _tell_progress(self, jobs: list[tuple[str, int, int, int]]) -> None:
         if jobs:
@@ -286,9 +372,16 @@ def _output(job: Job, pixels: bytes) -> Output:
     return Output(*job.id, job.seed, *job.request.size, job.request.frames, pixels, job.times)
 
 
-def _whole_calls(limits: BatchingConfig) -> BatchingConfig:
-    """The same limits where encoding and decoding are parts of the call, and are no units of work of their own."""
-    return replace(limits, max_encodes_per_step=sys.maxsize, max_decodes_per_step=sys.maxsize)
+def limits_of(limits: BatchingConfig, whole_calls: bool) -> BatchingConfig:
+    """The scheduler's limits: in whole calls, encoding and decoding are parts of the call and no units of their own."""
+    if not whole_calls:
+        return limits
+    return replace(
+        limits,
+        dynamic_batch_max_size=limits.dynamic_batch_max_size or WIDEST_CALL,
+        max_encodes_per_step=sys.maxsize,
+        max_decodes_per_step=sys.maxsize,
+    )
 
 
 def _collect(message: FromEngine, outputs: dict[tuple[str, int], Output], failures: list[Failure]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from stepbatch.config import EngineConfig
 from stepbatch.engine.backends import load_runner
 from stepbatch.engine.engine import Engine
+from stepbatch.engine.warmup import remembered
 
 
 def load_engine(config: EngineConfig | None = None) -> Engine:
@@ -14,4 +15,5 @@ def load_engine(config: EngineConfig | None = None) -> Engine:
         SetupError: the model can't be loaded as asked.
     """
     config = config or EngineConfig()
-    return Engine(load_runner(config), config.undelayed())
+    runner = load_runner(config)
+    return Engine(runner, config.undelayed(), costs=remembered(runner, config))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from stepbatch.engine.cost import UNKNOWN, Costs
 from stepbatch.model_info import ModelInfo
 from stepbatch.request import GenerationRequest, Times
 
@@ -29,9 +30,16 @@ class Shutdown(msgspec.Struct, tag=True, frozen=True):
 
 
 class Ready(msgspec.Struct, tag=True, frozen=True):
-    """The model is loaded."""
+    """The model is loaded, and what it costs was measured, if that was asked for."""
 
     info: ModelInfo
+    costs: Costs = UNKNOWN
+
+
+class Learned(msgspec.Struct, tag=True, frozen=True):
+    """What steps and the rest are found to cost as the engine runs has changed."""
+
+    costs: Costs
 
 
 class Refused(msgspec.Struct, tag=True, frozen=True):
@@ -97,7 +105,7 @@ class Stats(msgspec.Struct, tag=True, frozen=True):
 
 
 ToEngine = Submit | Cancel | Shutdown
-FromEngine = Ready | Refused | Unit | Progress | Output | Failure | Cancelled | Stats
+FromEngine = Ready | Learned | Refused | Unit | Progress | Output | Failure | Cancelled | Stats
 
 encode = msgspec.msgpack.Encoder().encode
 _to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)

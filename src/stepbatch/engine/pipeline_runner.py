@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import resource
+import math
 from collections.abc import Hashable, Sequence
 
 import torch
 
+from stepbatch.engine import device_memory
+from stepbatch.engine.clock import DeviceClock
+from stepbatch.engine.device_errors import device_errors
 from stepbatch.engine.engine import Tick
 from stepbatch.errors import RequestError
 from stepbatch.models.pipeline import Pipeline
@@ -24,13 +27,14 @@ class PipelineRunner:
         self.pipeline = pipeline
         self.info = pipeline.info
         self.whole_calls = True
+        self.clock = DeviceClock()  # a call returns pixels, so it is over then
         self._drawn: dict[tuple[str, int], bytes | RequestError] = {}
 
     def check(self, request: GenerationRequest) -> None:
         self.pipeline.check(request)
 
-    def tokens(self, request: GenerationRequest) -> int:
-        return self.pipeline.tokens(request)
+    def lengths(self, request: GenerationRequest) -> tuple[int, ...]:
+        return (self.pipeline.tokens(request),)
 
     def signature(self, request: GenerationRequest) -> Hashable:
         return self.pipeline.signature(request)
@@ -42,22 +46,27 @@ class PipelineRunner:
         """Nothing: the call does it."""
 
     @torch.inference_mode()
+    @device_errors()
     def denoise(self, jobs: Sequence[Job], tick: Tick) -> None:
         outcomes = self.pipeline.draw([job.request for job in jobs], [job.seed for job in jobs], tick)
         for job, outcome in zip(jobs, outcomes, strict=True):
             if not job.ended:
                 self._drawn[job.id] = outcome if isinstance(outcome, RequestError) else _pixels(outcome)
 
-    def decode(self, jobs: Sequence[Job]) -> list[bytes | RequestError]:
+    def decode(self, jobs: Sequence[Job], seconds: float = math.inf) -> list[bytes | RequestError | None]:
         return [self._drawn[job.id] for job in jobs]
 
     def forget(self, job: Job) -> None:
         self._drawn.pop(job.id, None)
 
     def peak_memory_mb(self) -> float:
-        if self.pipeline.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.pipeline.device) / 2**20
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        return device_memory.peak_mb(self.pipeline.device)
+
+    def memory_budget(self) -> float:
+        return device_memory.budget(self.pipeline.device)
+
+    def free_memory(self) -> None:
+        device_memory.release(self.pipeline.device)
 
 
 def _pixels(frames: torch.Tensor) -> bytes:

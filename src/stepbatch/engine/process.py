@@ -21,6 +21,7 @@ import msgspec
 import zmq
 
 from stepbatch.config import EngineConfig
+from stepbatch.engine.cost import UNKNOWN, Costs
 from stepbatch.engine.engine import Engine, Runner
 from stepbatch.engine.messages import (
     Cancel,
@@ -33,8 +34,11 @@ from stepbatch.engine.messages import (
     decode_to_engine,
     encode,
 )
-from stepbatch.errors import SetupError
+from stepbatch.engine.warmup import warm_up
+from stepbatch.errors import DeviceLost, SetupError
 from stepbatch.testing import FakeRunner
+
+log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 1.0
 LENGTH_BYTES = 4  # of the flight record's prefix
@@ -75,7 +79,7 @@ class Link:
         self._context.term()
 
 
-def serve(runner: Runner, config: EngineConfig, link: Link) -> None:
+def serve(runner: Runner, config: EngineConfig, link: Link, costs: Costs = UNKNOWN) -> None:
     """Run the engine until it is told to leave, which raises ``SystemExit``."""
 
     def drain() -> None:
@@ -90,7 +94,7 @@ def serve(runner: Runner, config: EngineConfig, link: Link) -> None:
             if time.monotonic() - link.last_sent > HEARTBEAT_SECONDS:  # thousands to read in must not look like a hang
                 engine.heartbeat()
 
-    engine = Engine(runner, config, emit=link.send, poll=drain)
+    engine = Engine(runner, config, emit=link.send, poll=drain, costs=costs)
     while True:
         drain()
         wait = engine.step()
@@ -132,9 +136,14 @@ def main(address: str, record: str, config_json: str) -> None:
         link.send(Refused(str(error)))
         link.close(linger_seconds=5.0)
         sys.exit(2)
-    link.send(Ready(runner.info))
+    costs = warm_up(runner, config)
+    link.send(Ready(runner.info, costs))
     try:
-        serve(runner, config, link)
+        serve(runner, config, link, costs)
+    except DeviceLost as error:
+        log.error("the device is lost: %s", error)
+        link.close(linger_seconds=1.0)
+        os._exit(1)  # at once: a driver in this state may never let go
     finally:
         link.close(linger_seconds=0.0)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import resource
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,9 +12,13 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from stepbatch.config import MemoryConfig
+from stepbatch.engine import device_memory
 from stepbatch.engine.cache import ByteCache
+from stepbatch.engine.clock import DeviceClock
+from stepbatch.engine.decoder import Decoder
+from stepbatch.engine.device_errors import device_errors
 from stepbatch.engine.engine import Tick
-from stepbatch.errors import InvalidModelOutput, RequestError
+from stepbatch.errors import RequestError
 from stepbatch.models.base import Blend, Embedding, Model, PackedSequence, Prompt, Start
 from stepbatch.models.latents import Posterior
 from stepbatch.models.noise_schedule import NoiseSchedule, euler_step, solver_step
@@ -88,17 +93,18 @@ class TorchRunner:
         self.model = model
         self.info = model.info
         self.whole_calls = False
+        self.clock = DeviceClock(model.device)
         room = (memory or MemoryConfig()).embedding_cache_mb * 2**20
         self._encoded: ByteCache[Embedding | Posterior] = ByteCache(int(room))
         self._states: dict[tuple[str, int], Denoising] = {}
         self._batches: list[Batch] = []
-        self._last_step: torch.cuda.Event | None = None
+        self._decoder = Decoder(model, self.clock)
 
     def check(self, request: GenerationRequest) -> None:
         self.model.check(request)
 
-    def tokens(self, request: GenerationRequest) -> int:
-        return sum(self.model.length(request, prompt) for prompt in self.model.prompts(request))
+    def lengths(self, request: GenerationRequest) -> tuple[int, ...]:
+        return tuple(self.model.length(request, prompt) for prompt in self.model.prompts(request))
 
     def signature(self, request: GenerationRequest) -> None:
         return None
@@ -107,6 +113,7 @@ class TorchRunner:
         return True
 
     @torch.inference_mode()
+    @device_errors()
     def encode(self, jobs: Sequence[Job]) -> None:
         prompts = {job.request_id: self.model.prompts(job.request) for job in jobs}
         embeddings = self._embeddings([prompt for of_request in prompts.values() for prompt in of_request])
@@ -123,39 +130,46 @@ class TorchRunner:
         self._states.update(states)
 
     @torch.inference_mode()
+    @device_errors()
     def denoise(self, jobs: Sequence[Job], tick: Tick) -> None:
         batches = self._pack_anew(jobs)
         predicted = [self._predict(batch) for batch in batches]
         taken = [_take(batch, velocity) for batch, velocity in zip(batches, predicted, strict=True)]
         for batch, step in zip(batches, taken, strict=True):
             _keep(batch, step)  # only now, when nothing can fail any more, so that a step can be tried again
-        self._stay_close()
+        self.clock.stay_close()
 
     @torch.inference_mode()
-    def decode(self, jobs: Sequence[Job]) -> list[bytes | RequestError]:
-        return [self._picture(job) for job in jobs]
+    @device_errors()
+    def decode(self, jobs: Sequence[Job], seconds: float = math.inf) -> list[bytes | RequestError | None]:
+        until = time.perf_counter() + seconds
+        pictures: list[bytes | RequestError | None] = []
+        for job in jobs:
+            time_up = pictures and time.perf_counter() >= until
+            left = until - time.perf_counter()
+            pictures.append(None if time_up else self._decoder.decode(job, self.latents(job), left))
+        return pictures
 
     def forget(self, job: Job) -> None:
         self._states.pop(job.id, None)
         self._batches = [batch for batch in self._batches if job.id not in batch.jobs]
+        self._decoder.abandon(job.id)
 
     def peak_memory_mb(self) -> float:
-        if self.model.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.model.device) / 2**20
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        return device_memory.peak_mb(self.model.device)
+
+    def memory_budget(self) -> float:
+        return device_memory.budget(self.model.device)
+
+    def free_memory(self) -> None:
+        self._decoder.make_room()
+        self._encoded.clear()
+        self._batches = []
+        device_memory.release(self.model.device)
 
     def latents(self, job: Job) -> torch.Tensor:
         """A job's latents as they are now, fp32 ``[N, C]``."""
         return self._states[job.id].latents
-
-    def _stay_close(self) -> None:
-        """Let the host be one step ahead of the device, to keep it busy, and no more: cancels and clocks stay true."""
-        if self.model.device.type != "cuda":
-            return
-        if self._last_step is not None:
-            self._last_step.synchronize()
-        self._last_step = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._last_step.record()
 
     def _embeddings(self, prompts: Sequence[Prompt]) -> dict[Any, Embedding]:
         """Those of these prompts, by key; the new ones are encoded together."""
@@ -180,6 +194,7 @@ class TorchRunner:
             key = image.digest, size
             known = self._encoded.get(key)
             if not isinstance(known, Posterior):
+                self._decoder.before_encoding()
                 known = self.model.encode_image(image, *size)
                 self._encoded.put(key, known)
             seen.append(known)
@@ -279,15 +294,6 @@ class TorchRunner:
             positive.index_select(0, guided.rows), prediction.index_select(0, guided.negative), guided.scale
         )
         return positive.index_copy_(0, guided.rows, combined)
-
-    def _picture(self, job: Job) -> bytes | RequestError:
-        latents = self._states[job.id].latents
-        picture = self.model.decode(latents, job.request)
-        finite = torch.isfinite(latents).all() & torch.isfinite(picture).all()
-        pixels = picture.mul_(255).round_().to(torch.uint8, memory_format=torch.contiguous_format).cpu()
-        if not finite:
-            return InvalidModelOutput("the model made values that are not finite")
-        return pixels.numpy().tobytes()
 
 
 def _take(batch: Batch, velocity: torch.Tensor) -> Taken:

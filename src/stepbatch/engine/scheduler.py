@@ -1,14 +1,15 @@
 """Which jobs run: a data structure without torch or clocks.
 
-At every step the jobs are looked at in order of arrival, running and waiting alike, and each that still fits the limits
-takes a step. So a job that doesn't fit holds up nobody: smaller ones that came later fill the room it leaves. And they
-never hold it up either: as soon as those before it are done it fits, and whoever came later pauses, which costs nothing
-at a step boundary.
+At every step the jobs are looked at in the order of the policy, running and waiting alike, and each that still fits the
+limits may take it; as many of them do as pays (``engine.width``). So a job that doesn't fit holds up nobody: others
+that come later in the order fill the room it leaves. And they never hold it up either: as soon as those before it are
+done it fits, and whoever comes after it pauses, which costs nothing at a step boundary. A choice stands until a job
+comes, ends or is through its steps, since nothing else could change it.
 
 Jobs that are denoised in one call share it only with their signature. There a batch that isn't full may wait for
-company, at most the delay from when its oldest job arrived; whichever batch is full or has waited goes, the one with
-the oldest job first. Whoever a call has answered may ask the like again at once, so after each there is a pause, a
-small part of what the call took: without it, clients that were in two calls would be in two for ever.
+company, at most the delay from when its oldest job arrived; whichever batch is full or has waited goes, the first in
+the order first. Whoever a call has answered may ask the like again at once, so after each there is a pause, a small
+part of what the call took: without it, clients that were in two calls would be in two for ever.
 """
 
 from __future__ import annotations
@@ -16,14 +17,22 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import product, takewhile
+from heapq import heappop, heappush, merge
+from itertools import count, islice, product
 
 from stepbatch.config import BatchingConfig
+from stepbatch.engine.cost import UNKNOWN, Costs
+from stepbatch.engine.fairness import FairShares
+from stepbatch.engine.order import JobId, Order
+from stepbatch.engine.policies import POLICIES, Outlook
+from stepbatch.engine.width import best_width
 from stepbatch.request import MAX_OUTPUTS, Job, JobState
 
 PAUSE = 0.03  # after a call, of its seconds; at most the delay
-
-JobId = tuple[str, int]
+LOOK_AHEAD = 256  # jobs that are looked at for those that fit
+WIDEST_UNKNOWN, WIDEST = 8, 64  # jobs in a step where nobody says: while costs aren't known, and once they are
+ENCODES_UNKNOWN, DECODES_UNKNOWN = 4, 2  # likewise, units between two steps
+DOUBT = 0.9  # of what a job is predicted to take: a deadline that even this much misses is given up
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,31 +43,56 @@ class Plan:
     encode: list[Job] = field(default_factory=list)
     denoise: list[Job] = field(default_factory=list)
     wait: float = 0.0  # seconds until there will be something to do, where there is nothing now
+    steps: int = (
+        1  # for how many steps it would be the same, if nobody comes or leaves; only the first has others' units
+    )
 
     def __bool__(self) -> bool:
         return bool(self.denoise or self.decode)
 
 
 @dataclass(eq=False)
-class _Group:
-    """Jobs that may share a step."""
+class _Lane:
+    """Jobs that may share a step, in order."""
 
-    jobs: list[Job] = field(default_factory=list)
-    full: bool = False  # there is no room for another of the same signature, and so of the same size
+    signature: Hashable
+    order: Order = field(default_factory=Order)
+
+
+@dataclass(eq=False)
+class _Choice:
+    """Those of a lane that would take the next step."""
+
+    lane: _Lane
+    jobs: list[Job]
+    full: bool  # there is no room for another, or it would not pay
+    all_in: bool  # none was left out only because too many were to be encoded
 
 
 class Scheduler:
     """Keeps every job that hasn't ended and decides, at each step, what is done.
 
     Args:
-        limits: How wide a step may be. A job that is over ``max_batch_tokens`` by itself runs with no other.
+        limits: How wide a step may be, and in which order jobs go. A job that is over ``max_batch_tokens`` by itself
+            runs with no other.
+        costs: What steps and the rest cost, as far as it is known; see ``learn``.
     """
 
-    def __init__(self, limits: BatchingConfig) -> None:
+    def __init__(self, limits: BatchingConfig, costs: Costs = UNKNOWN) -> None:
         self.limits = limits
-        self.denoising: dict[JobId, Job] = {}  # in order of arrival: waiting, encoding or running
+        self.costs = costs
+        self.most_tokens = math.inf  # in a step; see ``limit``
+        self.denoising: dict[JobId, Job] = {}  # waiting, encoding or running
         self.decoding: dict[JobId, Job] = {}  # in order of their last step
+        self._lanes: dict[Hashable, _Lane] = {}
         self._begun: set[JobId] = set()  # those of denoising that are encoding or running
+        self._tags: dict[JobId, float] = {}  # of denoising: the fair share's, the same for all where there is none
+        self._numbers: dict[JobId, int] = {}  # of denoising: in which order they came
+        self._shares = FairShares()
+        self._due: list[tuple[float, int, Job]] = []  # a heap of those with a deadline: when it can't be met any more
+        self._count = count()
+        self._policy = POLICIES[limits.scheduling_policy]
+        self._standing: _Choice | None = None  # the last choice, for as long as it would be the same
         self._pause: tuple[Hashable, float] = (None, -math.inf)  # the last call's signature, and when its pause ends
 
     def __len__(self) -> int:
@@ -69,15 +103,39 @@ class Scheduler:
         """How many jobs have not begun."""
         return len(self.denoising) - len(self._begun)
 
-    def add(self, job: Job) -> None:
-        """Take in a new job; one that arrived earlier than others already here goes before them."""
+    def add(self, job: Job, now: float = 0.0) -> None:
+        """Take in a new job."""
         assert job.state is JobState.WAITING
         assert job.id not in self.denoising
         assert job.id not in self.decoding
-        late = list(takewhile(lambda other: other.arrival > job.arrival, reversed(self.denoising.values())))
+        number = next(self._count)
         self.denoising[job.id] = job
-        for other in reversed(late):
-            self.denoising[other.id] = self.denoising.pop(other.id)
+        self._numbers[job.id] = number
+        remaining = self.remaining(job)
+        self._tags[job.id] = self._shares.tag(job, remaining) if self.limits.fair_shares else 0.0
+        lane = self._lanes.setdefault(_lane(job), _Lane(job.signature))
+        self._place(lane, job, now)
+        if job.deadline is not None:
+            heappush(self._due, (job.deadline - DOUBT * remaining, number, job))
+        self._standing = None
+
+    def limit(self, tokens: float) -> None:
+        """Let no step have more tokens than there is memory for."""
+        if tokens != self.most_tokens:
+            self.most_tokens = tokens
+            self._standing = None
+
+    def learn(self, costs: Costs, now: float) -> None:
+        """Go by these costs from now on."""
+        self.costs = costs
+        self._standing = None
+        for lane in self._lanes.values():
+            for job in list(lane.order):
+                self._place(lane, job, now)
+
+    def in_order(self) -> list[Job]:
+        """All that wait or run, the one that goes before all others first."""
+        return [job for _, job in merge(*(lane.order.items() for lane in self._lanes.values()))]
 
     def get(self, request_id: str) -> list[Job]:
         """The jobs of a request that have not ended."""
@@ -87,9 +145,29 @@ class Scheduler:
     def remove(self, job: Job) -> None:
         """Forget a job that has ended, in a step or between two."""
         assert job.ended
-        self._begun.discard(job.id)
-        if self.denoising.pop(job.id, None) is None:
+        if job.id in self.denoising:
+            self._leave(job)
+        else:
             del self.decoding[job.id]
+
+    def late(self, now: float) -> list[Job]:
+        """Jobs that have not begun and can't be done by their deadline any more, each told once."""
+        found = []
+        while self._due and self._due[0][0] < now:
+            job = heappop(self._due)[2]
+            if job.state is JobState.WAITING:
+                found.append(job)
+        return found
+
+    @property
+    def next_late(self) -> float:
+        """When ``late`` may next have something to tell; infinity if nothing has a deadline."""
+        return self._due[0][0] if self._due else math.inf
+
+    def remaining(self, job: Job) -> float:
+        """Seconds that a job would take from here, by itself."""
+        steps = (job.steps - job.step) * self.costs.step.seconds(job.tokens, job.squares)
+        return steps + self.costs.decode.of(job.request.pixels)
 
     def schedule(self, now: float) -> Plan:
         """Choose the next step's jobs. Jobs to encode go to ``ENCODING``; the rest move on later.
@@ -97,83 +175,107 @@ class Scheduler:
         Args:
             now: Seconds on the clock of the jobs' arrivals.
         """
-        decode = self._decodes()
-        wait = 0.0 if decode else math.inf
-        for group in self._groups():
-            due = self._due(group)
-            if due <= now:
-                return self._begin(Plan(decode, denoise=group.jobs))
-            wait = min(wait, due - now)
-        return Plan(decode, wait=wait)
+        if self._standing:
+            return self._begin(self._standing, self._decodes(self._standing))
+        wait = math.inf
+        for choice in self._choices():
+            ready = self._ready(choice)
+            if ready <= now:
+                return self._begin(choice, self._decodes(choice))
+            wait = min(wait, ready - now)
+        decode = self._decodes(None)
+        return Plan(decode, wait=0.0 if decode else wait)
 
-    def _begin(self, plan: Plan) -> Plan:
-        for job in plan.denoise:
-            if job.state is JobState.WAITING:
-                job.to(JobState.ENCODING)
-                self._begun.add(job.id)
-                plan.encode.append(job)
-        return plan
+    def _begin(self, choice: _Choice, decode: list[Job]) -> Plan:
+        encode = [job for job in choice.jobs if job.state is JobState.WAITING]
+        for job in encode:
+            job.to(JobState.ENCODING)
+            self._begun.add(job.id)
+            self._shares.begin(self._tags[job.id])
+        self._standing = choice if choice.all_in else None
+        steps = min(job.steps - job.step for job in choice.jobs) if self._standing else 1
+        return Plan(decode, encode, list(choice.jobs), steps=steps)
 
-    def _groups(self) -> Iterator[_Group]:
-        """Those that could take the next step, the one with the oldest job first."""
-        seen: set[Hashable] = set()
-        for head in self.denoising.values():
-            key = head.id if head.alone else head.signature
-            if key not in seen:
-                seen.add(key)
-                yield self._company(head)
+    def _choices(self) -> Iterator[_Choice]:
+        """Those that could take the next step, the first in the order first."""
+        for lane in sorted(self._lanes.values(), key=lambda lane: lane.order.first):
+            yield self._choose(lane)
 
-    def _company(self, head: Job) -> _Group:
-        """``head`` and those that may share its step, as far as they fit."""
-        if head.alone:
-            return _Group([head], full=True)
-        group = _Group()
-        room = self.limits.max_batch_tokens
-        encodes: dict[str, int] = {}  # of requests, whose jobs share what is encoded: how much there is
-        for job in self.denoising.values():
-            if job.alone or job.signature != head.signature:
-                continue
-            if len(group.jobs) == self.limits.dynamic_batch_max_size:
+    def _choose(self, lane: _Lane) -> _Choice:
+        """Those of a lane that may share its step, as far as they fit and as it pays."""
+        jobs: list[Job] = []
+        most, room = self._most_jobs, self._room
+        tokens = squares = 0
+        all_in = True
+        encoded: set[str] = set()  # requests, whose jobs share what is encoded
+        encoding = 0.0  # what that costs
+        for job in islice(lane.order, LOOK_AHEAD):
+            if len(jobs) == most:
                 break
-            if group.jobs and job.tokens > room:
+            if jobs and tokens + job.tokens > room:
                 continue
             if job.state is JobState.WAITING:
-                encodes.setdefault(job.request_id, max(1, len(job.request.images)))
-                if len(encodes) > 1 and sum(encodes.values()) > self.limits.max_encodes_per_step:
-                    del encodes[job.request_id]
+                more = 0.0 if job.request_id in encoded else self._encoding(job)
+                if encoded and more and encoding + more > self._encode_room(tokens, squares):
+                    all_in = False
                     continue
-            group.jobs.append(job)
-            room -= job.tokens
-        group.full = len(group.jobs) == self.limits.dynamic_batch_max_size or head.tokens > room
-        return group
+                encoded.add(job.request_id)
+                encoding += more
+            jobs.append(job)
+            tokens, squares = tokens + job.tokens, squares + job.squares
+        full = len(jobs) == most or tokens + jobs[0].tokens > room or jobs[0].alone
+        if self.costs.known and self.limits.max_batch_tokens is None and len(jobs) > 1:
+            width = best_width(self.costs.step, [(job.tokens, job.squares) for job in jobs])
+            full, jobs = full or width < len(jobs), jobs[:width]
+        return _Choice(lane, jobs, full, all_in)
 
-    def _due(self, group: _Group) -> float:
-        """When a group may take its step: at once, unless it waits for company."""
-        head = group.jobs[0]
-        if group.full or head.signature is None:
+    def _ready(self, choice: _Choice) -> float:
+        """When a choice may take its step: at once, unless it waits for company."""
+        signature = choice.lane.signature
+        if choice.full or signature is None:
             return -math.inf
-        signature, pause = self._pause
-        return max(head.arrival + self._delay, pause if signature == head.signature else -math.inf)
+        oldest = min(job.arrival for job in choice.jobs)
+        paused, until = self._pause
+        return max(oldest + self._delay, until if paused == signature else -math.inf)
 
-    @property
-    def _delay(self) -> float:
-        return self.limits.dynamic_batch_delay_ms / 1000
-
-    def _decodes(self) -> list[Job]:
-        chosen = list(self.decoding.values())[: self.limits.max_decodes_per_step]
+    def _decodes(self, choice: _Choice | None) -> list[Job]:
+        """What is decoded before this choice's step: as many as take no longer than it, but at least one."""
+        most = self._most_decodes(choice)
+        chosen = list(islice(self.decoding.values(), most))
         alone = next((i for i, job in enumerate(chosen) if job.alone), None)
         if alone is not None:
             chosen = chosen[: max(1, alone)]
         return chosen
 
-    def advance(self, denoised: Iterable[Job]) -> None:
-        """Move on jobs that have come through a denoising step."""
+    def _most_decodes(self, choice: _Choice | None) -> int:
+        if self.limits.max_decodes_per_step is not None:
+            return self.limits.max_decodes_per_step
+        if not self.costs.known:
+            return DECODES_UNKNOWN
+        if choice is None:
+            return WIDEST
+        room, most = (
+            self.costs.step.seconds(sum(job.tokens for job in choice.jobs), sum(job.squares for job in choice.jobs)),
+            0,
+        )
+        for job in self.decoding.values():
+            room -= self.costs.decode.of(job.request.pixels)
+            if room < 0:
+                break
+            most += 1
+        return max(1, most)
+
+    def advance(self, denoised: Iterable[Job], now: float = 0.0, steps: int = 1) -> None:
+        """Move on jobs that have come through so many denoising steps; with a signature, through all of theirs."""
         for job in denoised:
-            job.step = job.step + 1 if job.signature is None else job.steps
+            lane = self._lanes[_lane(job)]
+            job.step += steps if job.signature is None else job.steps
             if job.step == job.steps:
+                self._leave(job)
                 job.to(JobState.DECODING)
-                self.decoding[job.id] = self.denoising.pop(job.id)
-                self._begun.remove(job.id)
+                self.decoding[job.id] = job
+            else:
+                self._place(lane, job, now)
 
     def pause(self, signature: Hashable, now: float, seconds: float) -> None:
         """Give those whom a call, which took so long, has answered the time to come back with their next."""
@@ -186,3 +288,48 @@ class Scheduler:
             job.to(JobState.FINISHED)
             self.remove(job)
         return finished
+
+    def _place(self, lane: _Lane, job: Job, now: float) -> None:
+        key = self._policy(job, Outlook(self.remaining(job), now, self.limits.ageing))
+        lane.order.put(job, (self._tags[job.id], *key), self._numbers[job.id])
+
+    def _leave(self, job: Job) -> None:
+        del self.denoising[job.id], self._numbers[job.id], self._tags[job.id]
+        self._begun.discard(job.id)
+        name = _lane(job)
+        lane = self._lanes[name]
+        lane.order.remove(job)
+        if not len(lane.order):
+            del self._lanes[name]
+        self._standing = None
+
+    @property
+    def _most_jobs(self) -> int:
+        return self.limits.dynamic_batch_max_size or (WIDEST if self.costs.known else WIDEST_UNKNOWN)
+
+    @property
+    def _room(self) -> float:
+        return min(self.limits.max_batch_tokens or math.inf, self.most_tokens)
+
+    def _encoding(self, job: Job) -> float:
+        """What encoding costs, seconds; or, where those don't count, pieces."""
+        images = job.request.images
+        if self.limits.max_encodes_per_step is not None or not self.costs.known:
+            return max(1, len(images))
+        pixels = job.request.pixels
+        return self.costs.prompt.each * len(job.lengths) + len(images) * self.costs.image.of(pixels)
+
+    def _encode_room(self, tokens: int, squares: int) -> float:
+        """How much of that there may be before such a step, which newcomers may keep waiting for as long again."""
+        if self.limits.max_encodes_per_step is None and self.costs.known:
+            return self.costs.step.seconds(tokens, squares)
+        return self.limits.max_encodes_per_step or ENCODES_UNKNOWN
+
+    @property
+    def _delay(self) -> float:
+        return self.limits.dynamic_batch_delay_ms / 1000
+
+
+def _lane(job: Job) -> Hashable:
+    """What the lane of a job is known by: its own, where it is to have no company."""
+    return job.id if job.alone else job.signature

@@ -19,7 +19,6 @@ from stepbatch.config import EngineConfig
 from stepbatch.engine.messages import FromEngine, Ready, Refused, Shutdown, ToEngine, Unit, decode_from_engine, encode
 from stepbatch.engine.process import LENGTH_BYTES
 from stepbatch.errors import SetupError, StepbatchError
-from stepbatch.model_info import ModelInfo
 
 COMMAND = (sys.executable, "-m", "stepbatch.engine.process")
 SLICE_SECONDS = 1.0
@@ -56,7 +55,7 @@ class EngineProcess:
         """Send without waiting: there is no limit on what is under way, and a dead process's messages are dropped."""
         self._socket.send(encode(message))
 
-    async def loaded(self, patience: float) -> ModelInfo:
+    async def loaded(self, patience: float) -> Ready:
         """Wait up to ``patience`` seconds for the model to be loaded.
 
         Raises:
@@ -69,7 +68,7 @@ class EngineProcess:
         if isinstance(message, Refused):
             raise SetupError(message.message)
         assert isinstance(message, Ready)
-        return message.info
+        return message
 
     async def receive(self, patience: float) -> FromEngine:
         """The next message.

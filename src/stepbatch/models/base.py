@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
@@ -96,6 +96,7 @@ class PackedSequence:
 class Model(ABC):
     """One loaded checkpoint. Its methods keep no state of any job."""
 
+    FILLED_UP_TO: ClassVar = 1  # a multiple, for the tokens of a prompt and for those of a picture
     info: ModelInfo
     device: torch.device
     space: LatentSpace

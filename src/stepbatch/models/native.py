@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from stepbatch.config import EngineConfig
 from stepbatch.errors import InvalidValue, NotNative, OptionError
 from stepbatch.image import InputImage
@@ -10,6 +12,7 @@ from stepbatch.models.checkpoint import find_checkpoint, read_index
 from stepbatch.models.flux import Flux, FluxKontext
 from stepbatch.models.qwen_image import QwenImage
 from stepbatch.models.qwen_image_edit import QwenImageEdit, QwenImageEditPlus
+from stepbatch.models.sizing import sizing_of
 from stepbatch.models.wan import Wan
 from stepbatch.models.z_image import ZImage
 from stepbatch.request import GenerationRequest
@@ -45,6 +48,7 @@ def load_model(config: EngineConfig) -> Model:
         raise NotNative(f"{config.model.model_path} is a {pipeline}, which has no native model")
     model = NATIVE[pipeline](config, folder)
     _check_defaults(model)
+    model.info = msgspec.structs.replace(model.info, sizing=sizing_of(model))
     return model
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from stepbatch.config import EngineConfig
-from stepbatch.model_info import AutoSize, Guidance, ModelInfo, Task
+from stepbatch.model_info import AutoSize, Guidance, ModelInfo, Sizing, Task
 from stepbatch.models.defaults import Settings, settings
 from stepbatch.models.loading import Loaded, model_info
 from stepbatch.models.pipeline_calls import Call, shift_name
@@ -62,6 +62,7 @@ def describe(config: EngineConfig, folder: Path, parts: Loaded, calls: Mapping[K
         max_images=MAX_IMAGES if any(call.quirks.many for call in calls.values()) else 1,
         guidance=_guidance(own),
         auto_size=AutoSize(area=values.width * values.height, multiple=multiple) if "images" in calls else AutoSize(),
+        sizing=Sizing(frame=latent_frames(own), whole_calls=True),
         frames_multiple=own.quirks.frames_multiple or latent_frames(own),
         max_frames=max(values.max_frames or 0, values.num_frames or 1) if video else 1,
     )

@@ -231,6 +231,7 @@ class Transformer(nn.Module):
 class ZImage(Model):
     """A loaded Z-Image checkpoint."""
 
+    FILLED_UP_TO: ClassVar = MULTIPLE
     DEFAULTS: ClassVar = {
         "width": 1024,
         "height": 1024,

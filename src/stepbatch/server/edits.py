@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 
@@ -10,7 +11,7 @@ from stepbatch.errors import InvalidValue
 from stepbatch.image import InputImage
 from stepbatch.image_files import read_picture
 from stepbatch.model_info import ModelInfo
-from stepbatch.server.fields import EDITS
+from stepbatch.server.fields import EDITS, USUALLY_IDLE
 from stepbatch.server.forms import Form, FormLimits
 from stepbatch.server.schema import ImageRequest, check_known, from_texts, parse
 
@@ -26,7 +27,7 @@ def form_limits(config: ServerConfig, info: ModelInfo) -> FormLimits:
     )
 
 
-def parse_edit(form: Form, info: ModelInfo) -> tuple[ImageRequest, float | None]:
+def parse_edit(form: Form, info: ModelInfo, idle: Collection[str] = USUALLY_IDLE) -> tuple[ImageRequest, float | None]:
     """What a form's texts ask for, as ``parse`` has it, and the strength, which goes with the images.
 
     Raises:
@@ -34,7 +35,7 @@ def parse_edit(form: Form, info: ModelInfo) -> tuple[ImageRequest, float | None]
     """
     values = from_texts(form.texts)
     strength = values.pop("strength", None)
-    wanted = parse(values, info)
+    wanted = parse(values, info, idle)
     if "image" not in form.files:
         raise InvalidValue("image is required: upload a file, or several", "image")
     return wanted, strength

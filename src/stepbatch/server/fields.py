@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from stepbatch.checks import MAX_PROMPT_CHARACTERS
+from stepbatch.config import BatchingConfig
 from stepbatch.request import (
     MAX_FPS,
     MAX_FRAMES,
     MAX_GUIDANCE,
     MAX_OUTPUTS,
-    MAX_PROMPT_CHARACTERS,
+    MAX_PRIORITY,
     MAX_SEED,
     MAX_STEPS,
+    MAX_TIMEOUT,
 )
 
 GENERATIONS, EDITS, VIDEOS = "/v1/images/generations", "/v1/images/edits", "/v1/videos"
@@ -76,6 +79,24 @@ FIELDS: dict[str, dict[str, Any]] = {
         "maximum": MAX_SEED,
         "description": "Of the first picture; the i-th after it has seed + i. Drawn at random where absent.",
     },
+    "timeout": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "maximum": MAX_TIMEOUT,
+        "description": "Seconds after which the answer is of no use: what can't be begun in time is not begun.",
+    },
+    "priority": {
+        "type": "integer",
+        "minimum": -MAX_PRIORITY,
+        "maximum": MAX_PRIORITY,
+        "default": 0,
+        "description": "The higher, the sooner, where --scheduling-policy is deadline; else without effect.",
+    },
+    "user": {
+        "type": "string",
+        "maxLength": MAX_PROMPT_CHARACTERS,
+        "description": "Who asks, and so whose share of the machine it is, with --fair-shares; else without effect.",
+    },
     "background": {
         "type": "string",
         "enum": ["auto", "opaque"],
@@ -136,6 +157,9 @@ VIDEO_FIELDS: dict[str, dict[str, Any]] = {
             "true_cfg_scale",
             "flow_shift",
             "max_sequence_length",
+            "timeout",
+            "priority",
+            "user",
             "generator_device",
         )
     },
@@ -182,7 +206,7 @@ HARMLESS: dict[str, tuple[bool | int | str, str]] = {
 
 # OpenAI's fields that mean nothing to a diffusion model that runs here (background too, where it isn't transparent).
 # These and the next are taken by every route.
-IGNORED_OPENAI = ("quality", "style", "moderation", "user", "safety_identifier", "input_fidelity")
+IGNORED_OPENAI = ("quality", "style", "moderation", "safety_identifier", "input_fidelity")
 
 # Fields that users of SGLang and vLLM-Omni send and that don't say what the picture is: speed, memory, profiling, where
 # that server keeps its files. Those that change the picture (lora, diffusers_kwargs, ...) are unknown, hence refused.
@@ -199,3 +223,12 @@ IGNORED_OTHERS = (
     "vae_use_tiling",  # vLLM-Omni
     "bot_task",  # vLLM-Omni; its benchmark sends it with every edit, for models that write before they draw
 )
+
+
+def idle_fields(limits: BatchingConfig) -> tuple[str, ...]:
+    """Fields of every route that the scheduler's settings leave without effect."""
+    effects = {"priority": limits.scheduling_policy == "deadline", "user": limits.fair_shares}
+    return tuple(name for name, has_effect in effects.items() if not has_effect)
+
+
+USUALLY_IDLE = idle_fields(BatchingConfig())

@@ -17,9 +17,10 @@ from stepbatch.engine.messages import Output
 from stepbatch.errors import InternalError, InvalidValue, RequestCancelled, RequestError
 from stepbatch.server.body import read_body, unless_gone
 from stepbatch.server.edits import check_before_decoding, form_limits, parse_edit, with_images
+from stepbatch.server.fields import idle_fields
 from stepbatch.server.files import FileStore
 from stepbatch.server.forms import read_form
-from stepbatch.server.images import Threads, encode_image
+from stepbatch.server.images import Threads, encode_image, predicted
 from stepbatch.server.metrics import Metrics
 from stepbatch.server.schema import ImageRequest, check_makes_pictures, parse, parse_json
 
@@ -37,6 +38,7 @@ class ImageRoutes:
         self.metrics = metrics
         self.threads = threads
         self.config = config
+        self._idle = idle_fields(engine.config.batching)
 
     async def generations(self, request: Request) -> Response:
         """Pictures from a prompt."""
@@ -47,14 +49,16 @@ class ImageRoutes:
         return await self._count(request, self._read_form)
 
     async def _read_json(self, request: Request) -> ImageRequest:
-        return parse(parse_json(await read_body(request, self.config.max_body_bytes)), self.engine.info)
+        body = await read_body(request, self.config.max_body_bytes)
+        return parse(parse_json(body), self.engine.info, self._idle)
 
     async def _read_form(self, request: Request) -> ImageRequest:
         info, max_pixels = self.engine.info, self.config.max_image_pixels
         check_makes_pictures(info)
         form = await read_form(request, form_limits(self.config, info))
-        wanted, strength = parse_edit(form, info)
+        wanted, strength = parse_edit(form, info, self._idle)
         check_before_decoding(wanted, strength, form, info)
+        self.engine.admission.check()
         decoding = self.threads.decode(lambda: with_images(wanted, strength, form, info, max_pixels))
         return await unless_gone(request, decoding)
 
@@ -63,6 +67,7 @@ class ImageRoutes:
         began = time.monotonic()
         code = InternalError.code
         try:
+            self.engine.admission.check()  # what is refused costs nothing more
             response = await self._answer(request, await read(request))
             code = "ok"
         except RequestError as error:
@@ -82,7 +87,10 @@ class ImageRoutes:
             outputs = await unless_gone(request, handle.outputs())
         except InvalidValue as error:
             raise wanted.blame(error) from None
-        fields = self._fields(wanted, outputs, time.monotonic() - submitted)
+        seconds = time.monotonic() - submitted
+        if handle.predicted:
+            self.metrics.predicted(handle.predicted.total, seconds)
+        fields = self._fields(wanted, outputs, seconds) | {"predicted": predicted(handle.predicted)}
         idle = [
             name
             for name in handle.request.without_effect(self.engine.info)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from stepbatch.engine.forecast import Prediction
 from stepbatch.engine.messages import Output
 
 T = TypeVar("T")
@@ -24,6 +25,13 @@ def encode_image(output: Output, output_format: str, quality: int) -> bytes:
     file = io.BytesIO()
     picture.save(file, output_format, **options)
     return file.getvalue()
+
+
+def predicted(prediction: Prediction | None) -> dict[str, float] | None:
+    """What a request could expect when it came, for its answer."""
+    if prediction is None:
+        return None
+    return {"queue": round(prediction.queue, 6), "total": round(prediction.total, 6)}
 
 
 class Threads:

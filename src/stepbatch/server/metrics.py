@@ -14,6 +14,7 @@ from stepbatch.engine.messages import FromEngine, Output, Stats
 PREFIX = "stepbatch:"
 _JOBS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128)
 _TOKENS = tuple(2**i for i in range(6, 19))
+_RATIOS = (0.1, 0.25, 0.5, 0.67, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 
@@ -36,6 +37,9 @@ class Metrics:
         self._encode = self._histogram("encode_seconds", "A job's time in the encoders", _SECONDS)
         self._denoise = self._histogram("denoise_seconds", "A job's time in denoising steps", _SECONDS)
         self._decode = self._histogram("decode_seconds", "A job's time in the image decoder", _SECONDS)
+        self._predictions = self._histogram(
+            "prediction_ratio", "What a request was predicted to take, by what it took, of those that were ok", _RATIOS
+        )
         self._steps_seen = 0
 
     def on_message(self, message: FromEngine) -> None:
@@ -53,6 +57,10 @@ class Metrics:
         self._outcomes.labels(code).inc()
         if code == "ok":
             self._latency.observe(seconds)
+
+    def predicted(self, predicted: float, seconds: float) -> None:
+        """Note what a request was predicted to take, and what it took."""
+        self._predictions.observe(predicted / seconds)
 
     def render(self) -> bytes:
         """All of it, for a scrape."""
@@ -81,10 +89,15 @@ class _EngineCollector(Collector):
         for name, text, value in (
             ("num_requests_running", "Jobs that have begun and have not ended", stats.running),
             ("num_requests_waiting", "Jobs that have not begun", stats.waiting),
+            ("backlog_seconds", "Work that is held, in predicted seconds", self.engine.admission.backlog),
             ("engine_ready", "1 when requests are taken and worked on", self.engine.ready),
             ("peak_memory_mb", "The most memory of the device that was in use, MiB", stats.peak_memory_mb),
         ):
             yield GaugeMetricFamily(PREFIX + name, text, value=float(value))
+        refused = CounterMetricFamily(f"{PREFIX}refused", "Requests that were refused at the door", labels=["reason"])
+        for reason, count in self.engine.admission.refused.items():
+            refused.add_metric([reason], count)
+        yield refused
         restarts = self.engine.restarts
         yield CounterMetricFamily(
             f"{PREFIX}engine_restarts", "How often the engine process was replaced", value=restarts

@@ -246,12 +246,19 @@ def _video() -> Schema:
             "fps": whole,
             "seed": whole,
             "ignored": {"type": "array", "items": text, "description": "Fields that had no effect"},
+            "predicted": _predicted(),
             "inference_time_s": {**number, "description": "From the first unit of work to the last frame"},
             "peak_memory_mb": number,
             "timings": _timings(),
         },
-        optional=("inference_time_s", "peak_memory_mb", "timings"),
+        optional=("predicted", "inference_time_s", "peak_memory_mb", "timings"),
     )
+
+
+def _predicted() -> Schema:
+    number = {"type": "number"}
+    text = "Seconds until it would begin and be done, as was said when it came in; null where costs aren't known"
+    return {"description": text, "oneOf": [_object({"queue": number, "total": number}), {"type": "null"}]}
 
 
 def _timings() -> Schema:
@@ -274,6 +281,7 @@ def _answer() -> Schema:
             "inference_time_s": {**number, "description": "From the first unit of work to the last picture"},
             "peak_memory_mb": number,
             "timings": {**_timings(), "description": "Seconds; of several pictures, the longest of each"},
+            "predicted": _predicted(),
             "ignored": {"type": "array", "items": text, "description": "Fields that had no effect"},
         }
     )

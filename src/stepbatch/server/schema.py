@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -27,6 +27,7 @@ from stepbatch.server.fields import (
     OUTPUT_FORMATS,
     RESPONSE_FORMATS,
     ROUTES,
+    USUALLY_IDLE,
     VIDEOS,
 )
 from stepbatch.sizes import parse_size
@@ -72,15 +73,18 @@ def parse_json(body: bytes) -> dict[str, Any]:
     return value
 
 
-def parse(body: Mapping[str, Any], info: ModelInfo) -> ImageRequest:
+def parse(body: Mapping[str, Any], info: ModelInfo, idle: Collection[str] = USUALLY_IDLE) -> ImageRequest:
     """Turn a body into what it asks for. Null counts as absent.
+
+    Args:
+        idle: Fields that the server's settings leave without effect.
 
     Raises:
         UnknownParameter: a field that is neither read nor on a list of ignored ones.
         ModelNotFound: another model than the served one.
         InvalidValue: a value of the wrong type, out of range or not served; ``param`` names the field.
     """
-    given, ignored = known_fields(body, info, GENERATIONS)
+    given, ignored = known_fields(body, info, GENERATIONS, idle)
     check_makes_pictures(info)
     if _choice(given, "background", BACKGROUNDS, "opaque") == "transparent":
         raise InvalidValue("background can't be transparent: pictures have no alpha channel", "background")
@@ -88,7 +92,7 @@ def parse(body: Mapping[str, Any], info: ModelInfo) -> ImageRequest:
         ignored.append("background")
     output_format = _choice(given, "output_format", OUTPUT_FORMATS, "png")
     return ImageRequest(
-        generation=generation_of(given),
+        generation=generation_of(given, idle),
         response_format=_choice(given, "response_format", RESPONSE_FORMATS, "b64_json"),
         output_format=output_format,
         output_compression=_compression(given, output_format),
@@ -97,7 +101,9 @@ def parse(body: Mapping[str, Any], info: ModelInfo) -> ImageRequest:
     )
 
 
-def known_fields(body: Mapping[str, Any], info: ModelInfo, route: str) -> tuple[dict[str, Any], list[str]]:
+def known_fields(
+    body: Mapping[str, Any], info: ModelInfo, route: str, idle: Collection[str] = USUALLY_IDLE
+) -> tuple[dict[str, Any], list[str]]:
     """The fields of a route that are given, null counting as absent, and the names of those without effect.
 
     Raises:
@@ -111,7 +117,8 @@ def known_fields(body: Mapping[str, Any], info: ModelInfo, route: str) -> tuple[
     for name, (harmless, reason) in HARMLESS.items():
         if name in given and (type(given[name]) is not type(harmless) or given[name] != harmless):
             raise InvalidValue(f"{name} must be {json.dumps(harmless)} or absent: {reason}", name)
-    return given, [name for name in given if name in IGNORED_OPENAI or name in IGNORED_OTHERS]
+    ignored = (*IGNORED_OPENAI, *IGNORED_OTHERS, *idle)
+    return given, [name for name in given if name in ignored]
 
 
 def check_makes_pictures(info: ModelInfo) -> None:
@@ -157,8 +164,8 @@ def check_model(name: object, info: ModelInfo) -> None:
         raise ModelNotFound(f"the model {json.dumps(name[:200])} is not served here; {info.id} is", "model")
 
 
-def generation_of(given: Mapping[str, Any]) -> GenerationRequest:
-    """What the fields of a route that are given ask of the model.
+def generation_of(given: Mapping[str, Any], idle: Collection[str] = USUALLY_IDLE) -> GenerationRequest:
+    """What the fields of a route that are given ask of the model. A user that has no effect may be anything.
 
     Raises:
         InvalidValue: a value is missing, of the wrong type or out of range; ``param`` is the field that was given.
@@ -167,6 +174,8 @@ def generation_of(given: Mapping[str, Any]) -> GenerationRequest:
         raise InvalidValue("prompt is required", "prompt")
     width, height = _size(given)
     fields = {name: value for name, value in given.items() if name in FIELDS}
+    if "user" in idle:
+        fields.pop("user", None)
     try:
         return GenerationRequest(**{**fields, "width": width, "height": height})
     except InvalidValue as error:

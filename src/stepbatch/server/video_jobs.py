@@ -18,8 +18,7 @@ from stepbatch.engine.client import AsyncEngine, Handle
 from stepbatch.engine.messages import FromEngine, Output, Unit
 from stepbatch.errors import InternalError, InvalidValue, RequestCancelled, RequestError, StorageFull
 from stepbatch.race import done_before
-from stepbatch.request import GenerationRequest
-from stepbatch.server.images import Threads
+from stepbatch.server.images import Threads, predicted
 from stepbatch.server.metrics import Metrics
 from stepbatch.server.video_request import VideoRequest
 from stepbatch.server.video_store import Record, VideoStore, new_video_id
@@ -88,7 +87,7 @@ class VideoJobs:
             raise wanted.blame(error) from None
         self._jobs[id] = job = _Job(id, handle, arrival)
         try:
-            record = await self.threads.record(lambda: self.store.add(id, self._about(wanted, handle.request)))
+            record = await self.threads.record(lambda: self.store.add(id, self._about(wanted, handle)))
             kept = True
         finally:
             if not kept:
@@ -130,6 +129,8 @@ class VideoJobs:
     async def _make(self, job: _Job) -> None:
         output = await self._output(job)
         seconds = time.monotonic() - job.handle.arrival
+        if job.handle.predicted:
+            self.metrics.predicted(job.handle.predicted.total, seconds)
         fps = job.handle.request.fps
         assert fps is not None
         parts = self.store.parts(job.id)
@@ -188,9 +189,9 @@ class VideoJobs:
                 await self._closing.wait()
         return self._closing.is_set()
 
-    def _about(self, wanted: VideoRequest, request: GenerationRequest) -> dict[str, Any]:
-        """What is known of a video from the start; ``request`` is resolved."""
-        info = self.engine.info
+    def _about(self, wanted: VideoRequest, handle: Handle) -> dict[str, Any]:
+        """What is known of a video from the start."""
+        info, request = self.engine.info, handle.request
         assert request.fps is not None
         width, height = request.size
         idle = [name for name in request.without_effect(info) if getattr(wanted.generation, name) is not None]
@@ -203,6 +204,7 @@ class VideoJobs:
             "fps": request.fps,
             "seed": request.seed,
             "ignored": [*wanted.ignored, *idle],
+            "predicted": predicted(handle.predicted),
         }
 
     def _figures(self, output: Output, seconds: float) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from stepbatch.image import InputImage
 from stepbatch.image_files import read_picture
 from stepbatch.model_info import ModelInfo
 from stepbatch.request import GenerationRequest
-from stepbatch.server.fields import GENERATIONS, VIDEOS
+from stepbatch.server.fields import GENERATIONS, USUALLY_IDLE, VIDEOS
 from stepbatch.server.forms import FormLimits
 from stepbatch.server.schema import blame_size, check_known, generation_of, has_size, known_fields
 
@@ -50,21 +50,21 @@ def form_limits(config: ServerConfig) -> FormLimits:
     )
 
 
-def parse_video(values: Mapping[str, Any], info: ModelInfo) -> VideoRequest:
-    """Turn fields into what they ask for. Null counts as absent.
+def parse_video(values: Mapping[str, Any], info: ModelInfo, idle: Collection[str] = USUALLY_IDLE) -> VideoRequest:
+    """Turn fields into what they ask for, as ``parse`` does. Null counts as absent.
 
     Raises:
         UnknownParameter: a field that is neither read nor on a list of ignored ones.
         ModelNotFound: another model than the served one.
         InvalidValue: a value of the wrong type, out of range or not served; ``param`` names the field.
     """
-    given, ignored = known_fields(values, info, VIDEOS)
+    given, ignored = known_fields(values, info, VIDEOS, idle)
     if not info.makes_videos:
         raise InvalidValue(f"the model makes pictures; ask for them at {GENERATIONS}", "model")
     if REFERENCE in given:
         raise _not_uploaded()
     seconds = parse_seconds(given["seconds"]) if "seconds" in given else None
-    generation = generation_of(given)
+    generation = generation_of(given, idle)
     return VideoRequest(
         generation=generation if seconds is None else _lasting(generation, seconds, info),
         ignored=tuple(ignored),

@@ -13,7 +13,7 @@ from stepbatch.config import ServerConfig
 from stepbatch.engine.client import AsyncEngine
 from stepbatch.errors import InternalError, InvalidRange, InvalidValue, NotFound, RequestError
 from stepbatch.server.body import read_body, unless_gone
-from stepbatch.server.fields import GENERATIONS, MAX_PAGE, PAGE, VIDEOS
+from stepbatch.server.fields import GENERATIONS, MAX_PAGE, PAGE, VIDEOS, idle_fields
 from stepbatch.server.forms import read_form
 from stepbatch.server.handlers import error_response
 from stepbatch.server.images import Threads
@@ -41,6 +41,7 @@ class VideoRoutes:
         self.metrics = metrics
         self.threads = threads
         self.config = config
+        self._idle = idle_fields(engine.config.batching)
         self._jobs = jobs
 
     async def create(self, request: Request) -> Response:
@@ -48,6 +49,7 @@ class VideoRoutes:
         arrival = time.monotonic()
         code: str | None = InternalError.code
         try:
+            self.engine.admission.check()  # what is refused costs nothing more
             wanted = await self._read(request)
             record = await self.jobs.submit(wanted, arrival)
             code = None  # it is counted when it ends
@@ -122,12 +124,14 @@ class VideoRoutes:
     async def _read(self, request: Request) -> VideoRequest:
         info = self.engine.info
         if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-            return parse_video(parse_json(await read_body(request, self.config.max_body_bytes)), info)
+            body = await read_body(request, self.config.max_body_bytes)
+            return parse_video(parse_json(body), info, self._idle)
         form = await read_form(request, form_limits(self.config))
-        wanted = parse_video(from_texts(form.texts, VIDEOS), info)
+        wanted = parse_video(from_texts(form.texts, VIDEOS), info, self._idle)
         if REFERENCE not in form.files:
             return wanted
         check_before_decoding(wanted, info)
+        self.engine.admission.check()
         (data,) = form.files[REFERENCE]
         decoding = self.threads.decode(lambda: with_image(wanted, data, self.config.max_image_pixels))
         return await unless_gone(request, decoding)

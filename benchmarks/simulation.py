@@ -1,0 +1,165 @@
+"""Whether `stepbatch bench simulate` tells what happens: simulated beside measured, on the same requests and arrivals.
+
+Run with: python benchmarks/simulation.py [--model-path DIR] [--quick] [--requests N] [--output FILE]
+
+`stepbatch profile` measures what steps cost. Then a server is sent mixed steps in an open loop, at shares of what the
+profile says it can do; and the simulator is given the profile, the requests and the moments at which they were sent.
+Means and 99th percentiles of latency should be within a tenth. The server and the client share the machine, so it
+should have nothing else to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from stepbatch.bench.environment import environment
+from stepbatch.bench.options import (
+    DatasetOptions,
+    GoalOptions,
+    LoadOptions,
+    ReportOptions,
+    RequestOptions,
+    ServingOptions,
+    SimulateOptions,
+    TargetOptions,
+)
+from stepbatch.bench.servers import running
+from stepbatch.bench.serving import measure
+from stepbatch.bench.simulate.cluster import Course, Fleet, Simulation
+from stepbatch.bench.simulate.curves import Curve, read_curve
+from stepbatch.bench.simulate.kinds import Kind, capacity, make_kind, pace
+from stepbatch.bench.simulate.workload import read_workload
+from stepbatch.config import BatchingConfig
+from stepbatch.demo import MODEL_PATH
+from stepbatch.request import GenerationRequest
+
+RESULTS = Path(__file__).parent / "results" / "simulation.json"
+PACKAGES = ("torch", "diffusers", "transformers", "numpy")
+LOADS = (0.5, 0.8, 1.5)
+NEAR = 0.1  # how far a simulated figure may be from the measured one
+SIZE = "128x128"
+PROFILES = [
+    {"weight": 6, "size": SIZE, "num_inference_steps": 8},
+    {"weight": 3, "size": SIZE, "num_inference_steps": 28},
+    {"weight": 1, "size": SIZE, "num_inference_steps": 50},
+]
+SEED = 2026
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model-path", default=str(MODEL_PATH), help="a checkpoint that has a native model")
+    parser.add_argument("--requests", type=int, default=400, help="of each load")
+    parser.add_argument("--quick", action="store_true", help="a few requests of each load, to see that it runs")
+    parser.add_argument("--output", type=Path, help="where the JSON goes; without it, in results/ beside this script")
+    options = parser.parse_args(arguments)
+    count = 12 if options.quick else options.requests
+    output = options.output or (RESULTS.with_name("simulation-quick.json") if options.quick else RESULTS)
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    model = ["--model-path", options.model_path, "--num-threads", "1"]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        curve = profile(model, folder, seconds=3.0 if options.quick else 20.0)
+        command = [sys.executable, "-m", "stepbatch", "serve", "--port", "0", *model]
+        with running([*command, "--max-queue-seconds", "inf"], folder / "log") as server:
+            runs = [run(server.base_url, curve, load, count) for load in LOADS]
+    show(console, runs)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    about = environment(PACKAGES) | {"model": Path(options.model_path).name, "requests": count, "profiles": PROFILES}
+    output.write_text(json.dumps({"environment": about, "runs": runs}, indent=2) + "\n")
+    console.print(f"all of it: {output}")
+
+
+def profile(model: Sequence[str], folder: Path, seconds: float) -> Curve:
+    """What the model's work costs, measured now."""
+    command = [sys.executable, "-m", "stepbatch", "profile", *model, "--output", str(folder)]
+    subprocess.run(
+        [*command, "--warmup-sizes", SIZE, "--warmup-seconds", str(seconds)], check=True, stdout=subprocess.DEVNULL
+    )
+    return read_curve(str(folder / "profile.json"))
+
+
+def run(base_url: str, curve: Curve, load: float, count: int) -> dict[str, Any]:
+    """A load, measured and simulated."""
+    wanted = RequestOptions(random_request_config=json.dumps(PROFILES))
+    simulated = SimulateOptions(num_requests=count, seed=SEED)
+    kinds, weights = read_workload(simulated, wanted, GoalOptions(), curve, None, 1).mixture
+    rate = load * capacity(kinds, weights, curve.costs)
+    options = ServingOptions(
+        target=TargetOptions(base_url=(base_url,)),
+        dataset=DatasetOptions(dataset="random", num_prompts=count, seed=SEED),
+        wanted=wanted,
+        load=LoadOptions(request_rate=rate, warmup_requests=3),
+        report=ReportOptions(disable_tqdm=True),
+    )
+    records = asyncio.run(measure(options)).records
+    lost = [record for record in records if record.outcome != "ok"]
+    if lost:
+        raise SystemExit(f"{len(lost)} requests failed: {lost[0].error}")
+    measured = [record.latency for record in records]
+    began = time.perf_counter()
+    asked = [_kind(record.asked, curve) for record in records]
+    limits = BatchingConfig()
+    fleet = Fleet(limits=limits, pace=pace(asked, [1.0] * len(asked), curve.costs))
+    course = Simulation(asked, [record.intended for record in records], curve.costs, fleet).run()
+    return {
+        "load": load,
+        "rate": rate,
+        "measured": _figures(measured),
+        "simulated": _figures(_latencies(course)),
+        "simulation_seconds": time.perf_counter() - began,
+        "latencies": {"measured": measured, "simulated": _latencies(course)},
+    }
+
+
+def _kind(asked: dict[str, Any], curve: Curve) -> Kind:
+    request = GenerationRequest(
+        prompt="x",
+        width=asked["width"],
+        height=asked["height"],
+        num_inference_steps=asked["num_inference_steps"],
+        seed=0,
+    )
+    return make_kind(request, curve)
+
+
+def _latencies(course: Course) -> list[float]:
+    return [ended - came for came, ended in zip(course.came, course.ended, strict=True)]
+
+
+def _figures(latencies: Sequence[float]) -> dict[str, float]:
+    return {"mean": float(np.mean(latencies)), "p99": float(np.percentile(latencies, 99))}
+
+
+def show(console: Console, runs: Sequence[dict[str, Any]]) -> None:
+    """A row a load."""
+    table = Table(title="Latency, simulated beside measured (s)", title_justify="left", title_style="bold")
+    columns = ("load", "mean measured", "simulated", "ratio", "P99 measured", "simulated", "ratio")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for one in runs:
+        cells = [f"{one['load']:g}"]
+        for name in ("mean", "p99"):
+            measured, simulated = one["measured"][name], one["simulated"][name]
+            ratio = simulated / measured
+            style = "green" if abs(ratio - 1) <= NEAR else "bold red"
+            cells += [f"{measured:.3f}", f"{simulated:.3f}", f"[{style}]{ratio:.3f}[/]"]
+        table.add_row(*cells)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""``stepbatch bench simulate``: the engine's own scheduler against a predicted clock."""

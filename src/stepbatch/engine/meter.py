@@ -1,0 +1,118 @@
+"""How long units of work take: measured for learning, and said beforehand, so that one that hangs is known as such."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+from stepbatch.engine.clock import DeviceClock, Moment, between
+from stepbatch.engine.cost import Costs
+from stepbatch.engine.learning import Learning
+from stepbatch.request import Job
+
+FIRST_SECONDS = 600.0  # what a unit is said to take while nothing is known
+DOUBT, LEAST_SECONDS = 10.0, 20.0  # what is only predicted may take so many times as long, and at least so long
+MOST_SIZES = 4096  # that are remembered at once
+
+
+@dataclass(frozen=True, eq=False)
+class _Unit:
+    """A unit of work that the device may still be at."""
+
+    kind: str  # encode, denoise or decode
+    jobs: Sequence[Job]
+    spans: Sequence[tuple[Moment, Moment]]  # in which it was at it
+    host: float  # seconds, by the host's clock
+
+
+class Meter:
+    """Times units of work and learns from them.
+
+    Args:
+        clock: Of what computes.
+        costs: What is known at the start.
+        whole_calls: Whether a unit of denoising is all of its jobs' steps, encoding and decoding included.
+    """
+
+    def __init__(self, clock: DeviceClock, costs: Costs, whole_calls: bool) -> None:
+        self.clock = clock
+        self._learning = Learning(costs)
+        self._whole_calls = whole_calls
+        self._units: deque[_Unit] = deque()
+        self._paused: _Unit | None = None
+        self._longest: dict[Hashable, float] = {}  # seconds of a unit of this kind and size, by the host's clock
+
+    def expected(self, kind: str, jobs: Sequence[Job]) -> float:
+        """How long a unit may take, seconds: as long as the longest of its size, or as is predicted."""
+        predicted, longest = self._predicted(kind, jobs), self._longest.get(_size(kind, jobs))
+        if longest is not None:
+            return max(longest, predicted)
+        return max(DOUBT * predicted, LEAST_SECONDS) if self._learning.costs.known else FIRST_SECONDS
+
+    def done(self, kind: str, jobs: Sequence[Job], began: Moment, seconds: float) -> None:
+        """A unit has been given to the device, all went well, and the host was at it for so many seconds."""
+        unit = self._unit(kind, jobs, began, seconds)
+        self._units.append(unit)
+        size = _size(kind, jobs)
+        if len(self._longest) == MOST_SIZES:  # callers choose signatures, and must not fill the memory with them
+            self._longest.clear()
+        self._longest[size] = max(unit.host, self._longest.get(size, 0.0))
+
+    def paused(self, jobs: Sequence[Job], began: Moment, seconds: float) -> None:
+        """The same of a part of a decoding, which is to go on."""
+        self._paused = self._unit("decode", jobs, began, seconds)
+
+    def news(self) -> Costs | None:
+        """What is known now, where it has changed; looks at the units that the device is through with."""
+        while self._units and self.clock.passed(self._units[0].spans[-1][1]):
+            unit = self._units.popleft()
+            self._learn(unit.kind, unit.jobs, max(sum(between(*span) for span in unit.spans), 1e-6))
+        return self._learning.news()
+
+    def _unit(self, kind: str, jobs: Sequence[Job], began: Moment, seconds: float) -> _Unit:
+        spans, earlier = [(began, self.clock.mark())], self._paused
+        if kind == "decode" and earlier:
+            self._paused = None
+            if earlier.jobs == jobs:
+                return _Unit(kind, jobs, [*earlier.spans, *spans], earlier.host + seconds)
+        return _Unit(kind, jobs, spans, seconds)
+
+    def _learn(self, kind: str, jobs: Sequence[Job], seconds: float) -> None:
+        tokens, squares = sum(job.tokens for job in jobs), sum(job.squares for job in jobs)
+        if self._whole_calls:
+            if kind == "denoise":
+                rest = self._decoding(jobs)
+                self._learning.step(tokens, squares, max(seconds - rest, 0.1 * seconds) / jobs[0].steps)
+        elif kind == "denoise":
+            self._learning.step(tokens, squares, seconds)
+        elif kind == "decode":
+            self._learning.decode([job.request.pixels for job in jobs], seconds)
+        else:
+            prompts, images = _encoded(jobs)
+            self._learning.encode(prompts, images, seconds)
+
+    def _predicted(self, kind: str, jobs: Sequence[Job]) -> float:
+        costs = self._learning.costs
+        if kind == "decode":
+            return self._decoding(jobs)
+        if kind == "encode":
+            prompts, images = _encoded(jobs)
+            return prompts * costs.prompt.of(1) + sum(map(costs.image.of, images))
+        step = costs.step.seconds(sum(job.tokens for job in jobs), sum(job.squares for job in jobs))
+        return jobs[0].steps * step + self._decoding(jobs) if self._whole_calls else step
+
+    def _decoding(self, jobs: Sequence[Job]) -> float:
+        return sum(self._learning.costs.decode.of(job.request.pixels) for job in jobs)
+
+
+def _size(kind: str, jobs: Sequence[Job]) -> Hashable:
+    """Small units say nothing of large ones, nor calls of few steps of those of many."""
+    return kind, sum(job.tokens for job in jobs).bit_length(), jobs[0].signature
+
+
+def _encoded(jobs: Sequence[Job]) -> tuple[int, list[int]]:
+    """How many prompts, and images of how many pixels: those of a request are encoded once for all of its jobs."""
+    requests = {job.request_id: job for job in jobs}.values()
+    prompts = sum(len(job.lengths) for job in requests)
+    return prompts, [job.request.pixels for job in requests for _ in job.request.images]

@@ -1,0 +1,44 @@
+"""Scheduling policies: who goes before whom. A policy is a function that gives each job a key; the least goes first.
+
+A key is asked for when a job comes and whenever it has taken a step, and not as time passes, so that the order is kept
+and not sorted anew. That is less narrow than it sounds: what the keys of all share cancels out, so that "less a share
+of the seconds waited" is "plus that share of the arrival".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from stepbatch.request import Job
+
+Key = tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a policy may know besides the job."""
+
+    remaining: float  # seconds that the job would take from here, by itself
+    now: float  # on the clock of the jobs' arrivals
+    ageing: float  # seconds of remaining time that a second of waiting makes up for
+
+
+def fcfs(job: Job, outlook: Outlook) -> Key:
+    """First come, first served."""
+    return (job.arrival,)
+
+
+def srpt(job: Job, outlook: Outlook) -> Key:
+    """Shortest remaining processing time, less a share of the wait, so that what is long gets its turn."""
+    return outlook.remaining + outlook.ageing * job.arrival, job.arrival
+
+
+def deadline(job: Job, outlook: Outlook) -> Key:
+    """Earliest deadline, among those of the highest priority; what can't be on time any more goes last."""
+    due = math.inf if job.deadline is None else job.deadline
+    return outlook.now + outlook.remaining > due, -job.request.priority, due, job.arrival
+
+
+POLICIES: dict[str, Callable[[Job, Outlook], Key]] = {"fcfs": fcfs, "srpt": srpt, "deadline": deadline}

@@ -1,0 +1,44 @@
+import math
+
+from stepbatch.engine.policies import POLICIES, Outlook, deadline, fcfs, srpt
+from stepbatch.request import GenerationRequest, Job
+
+
+def job(arrival: float = 0.0, timeout: float | None = None, priority: int = 0) -> Job:
+    request = GenerationRequest(prompt="x", num_inference_steps=1, seed=0, timeout=timeout, priority=priority)
+    return Job("a", 0, request, (1,), arrival)
+
+
+def outlook(remaining: float, now: float = 0.0, ageing: float = 0.5) -> Outlook:
+    return Outlook(remaining, now, ageing)
+
+
+def test_in_order_of_arrival_whatever_is_left() -> None:
+    assert fcfs(job(1.0), outlook(99.0)) < fcfs(job(2.0), outlook(1.0))
+
+
+def test_the_shortest_first_until_what_is_long_has_waited_for_it() -> None:
+    long = srpt(job(0.0), outlook(10.0))
+    assert srpt(job(17.0), outlook(1.0)) < long
+    assert srpt(job(19.0), outlook(1.0)) > long  # nine seconds less are made up for by eighteen of waiting
+    assert srpt(job(1000.0), outlook(1.0, ageing=0.0)) < srpt(job(0.0), outlook(10.0, ageing=0.0))
+    assert srpt(job(1.0), outlook(5.0)) < srpt(job(1.5), outlook(5.0))
+
+
+def test_the_earliest_deadline_of_the_highest_priority_first_and_what_is_lost_last() -> None:
+    ordered = [
+        deadline(job(timeout=9.0, priority=1), outlook(1.0)),
+        deadline(job(timeout=5.0), outlook(1.0)),
+        deadline(job(timeout=6.0), outlook(1.0)),
+        deadline(job(1.0), outlook(1.0)),
+        deadline(job(2.0), outlook(1.0)),
+        deadline(job(timeout=5.0), outlook(6.0)),
+    ]
+    assert ordered == sorted(ordered)
+    assert deadline(job(), outlook(1.0))[2] == math.inf
+
+
+def test_every_policy_gives_keys_that_compare() -> None:
+    for policy in POLICIES.values():
+        keys = [policy(one, outlook(1.0)) for one in (job(), job(timeout=1.0), job(1.0, priority=3))]
+        assert sorted(keys)

@@ -1,0 +1,157 @@
+import time
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from stepbatch.config import ModelConfig
+from stepbatch.engine.cost import UNKNOWN, StepCost
+from stepbatch.engine.probe import Measured, probe
+from stepbatch.engine.runner import TorchRunner
+from stepbatch.errors import InvalidValue, RequestError
+from stepbatch.request import GenerationRequest, Job
+from stepbatch.testing import FakeRunner, WholeCallRunner
+
+MACHINE = StepCost(base=0.002, per_token=2e-5)
+SIZES = ((32, 32), (64, 64), (128, 128))
+
+
+class Machine(FakeRunner):
+    """Steps take what ``MACHINE`` says, encoding 2 ms a job, decoding 3 ms and 0.1 µs a pixel."""
+
+    def __init__(self, config: ModelConfig | None = None) -> None:
+        super().__init__(config or ModelConfig(backend="fake"))
+        self.held: set[tuple[str, int]] = set()
+
+    def encode(self, jobs: Sequence[Job]) -> None:
+        self.held |= {job.id for job in jobs}
+        time.sleep(0.002 * len(jobs))
+
+    def denoise(self, jobs: Sequence[Job], tick: Callable[[int, int], None]) -> None:
+        assert {job.id for job in jobs} <= self.held
+        time.sleep(MACHINE.seconds(sum(job.tokens for job in jobs), 0))
+
+    def decode(self, jobs: Sequence[Job], seconds: float = 0.0) -> list[bytes | RequestError | None]:
+        time.sleep(sum(0.003 + 1e-7 * job.request.pixels for job in jobs))
+        return [b""] * len(jobs)
+
+    def forget(self, job: Job) -> None:
+        self.held.discard(job.id)
+
+
+@pytest.fixture(scope="module")
+def measured() -> Measured:
+    runner = Machine()
+    found = probe(runner, 20.0)
+    assert not runner.held
+    return found
+
+
+def test_steps_are_measured_alone_and_in_company(measured: Measured) -> None:
+    assert {(p.width, p.height) for p in measured.points} == {(16, 16), (32, 32), (64, 64), (128, 128)}
+    assert {p.jobs for p in measured.points} == {1, 2, 4, 8, 16}
+    for point in measured.points:
+        assert point.tokens == point.jobs * 2 * (point.width * point.height // 256)
+    assert measured.mixed
+
+
+def test_the_curve_is_that_of_the_machine(measured: Measured) -> None:
+    costs = measured.costs()
+    assert costs.known
+    for tokens in (8, 32, 100, 128):
+        assert costs.step.seconds(tokens, tokens * tokens) == pytest.approx(MACHINE.seconds(tokens, 0), rel=0.25)
+    assert costs.prompt.of(1) == pytest.approx(0.001, rel=0.5)  # of the two that a guided request has
+    assert costs.decode.of(128 * 128) == pytest.approx(0.0046, rel=0.4)
+    assert costs.image.of(64 * 64) > 0
+
+
+def test_the_time_that_there_is_is_kept_to() -> None:
+    runner = FakeRunner(ModelConfig(backend="fake", fake_step_ms=50))
+    began = time.monotonic()
+    found = probe(runner, 0.5)
+    assert time.monotonic() - began < 1.0
+    assert found.seconds < 1.0
+    assert found.points
+
+
+def test_sizes_can_be_chosen() -> None:
+    found = probe(Machine(), 5.0, SIZES)
+    assert {(p.width, p.height) for p in found.points} == set(SIZES)
+
+
+def test_a_size_that_the_model_refuses_says_nothing() -> None:
+    found = probe(Machine(), 5.0, [(17, 17), (64, 64)])
+    assert {(p.width, p.height) for p in found.points} == {(64, 64)}
+    assert probe(Machine(), 5.0, [(17, 17)]).costs() == UNKNOWN
+
+
+class Small(Machine):
+    """Has no room for more than four jobs, and fails on its largest pictures."""
+
+    def denoise(self, jobs: Sequence[Job], tick: Callable[[int, int], None]) -> None:
+        if len(jobs) > 4:
+            raise MemoryError
+        if any(job.request.width == 128 for job in jobs):
+            raise ValueError("asked to")
+        super().denoise(jobs, tick)
+
+
+def test_what_can_not_be_done_does_not_stop_the_start() -> None:
+    runner = Small()
+    found = probe(runner, 5.0)
+    assert {p.jobs for p in found.points} == {1, 2, 4}
+    assert {p.width for p in found.points} == {16, 32, 64}
+    assert not runner.held
+
+
+def test_a_step_that_something_else_slowed_down_is_tried_again() -> None:
+    class Disturbed(Machine):
+        count = 0
+
+        def denoise(self, jobs: Sequence[Job], tick: Callable[[int, int], None]) -> None:
+            super().denoise(jobs, tick)
+            self.count += 1
+            if 6 <= self.count <= 10:  # nearly all of the second size's
+                time.sleep(0.05)
+
+    costs = probe(Disturbed(), 20.0).costs()
+    assert costs.step.seconds(8, 32) == pytest.approx(MACHINE.seconds(8, 0), rel=0.3)
+
+
+def test_whole_calls_are_taken_apart() -> None:
+    class Calls(WholeCallRunner):
+        """A step takes 4 ms, and what is around them 10 ms a job."""
+
+        def denoise(self, jobs: Sequence[Job], tick: Callable[[int, int], None]) -> None:
+            time.sleep(0.010 * len(jobs) + 0.004 * jobs[0].steps)
+
+    costs = probe(Calls(ModelConfig(backend="fake")), 20.0).costs()
+    assert costs.step.seconds(32, 512) == pytest.approx(0.004, rel=0.3)
+    assert costs.decode.of(64 * 64) == pytest.approx(0.010, rel=0.4)
+
+
+def test_a_model_that_only_edits_gets_an_image() -> None:
+    runner = Machine()
+    runner.info = type(runner.info)(**{**_fields(runner), "tasks": ("editing",)})
+    found = probe(runner, 5.0, [(64, 64)])
+    assert found.points
+    assert found.points[0].tokens == 2 * 2 * 16  # what is edited stands beside what is drawn
+
+
+def _fields(runner: FakeRunner) -> dict[str, object]:
+    return {name: getattr(runner.info, name) for name in runner.info.__struct_fields__}
+
+
+def test_a_native_model_is_measured(z_image_runner: TorchRunner) -> None:
+    found = probe(z_image_runner, 3.0)
+    assert found.costs().known
+    assert found.costs().decode.of(4096) > 0
+    assert not z_image_runner._states
+
+
+def test_requests_of_a_probe_are_ones_that_could_come() -> None:
+    class Strict(Machine):
+        def check(self, request: GenerationRequest) -> None:
+            if request.width == 16:
+                raise InvalidValue("too small", "width")
+
+    assert 16 not in {p.width for p in probe(Strict(), 5.0).points}

@@ -1,0 +1,55 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stepbatch.engine.cost import StepCost
+from stepbatch.engine.width import SHORT_OF_BEST, best_width
+
+seconds = st.floats(0, 1)
+costs = st.builds(
+    StepCost,
+    host=seconds,
+    streamed=seconds,
+    base=seconds,
+    per_token=st.floats(1e-6, 1e-3),
+    per_square=st.floats(0, 1e-6),
+)
+sizes = st.lists(st.integers(1, 5000), min_size=1, max_size=40)
+
+
+def squared(tokens: list[int]) -> list[tuple[int, int]]:
+    return [(one, one * one) for one in tokens]
+
+
+def rate(cost: StepCost, tokens: list[int]) -> float:
+    work = sum(cost.work(one, one * one) for one in tokens)
+    return work / cost.seconds(sum(tokens), sum(one * one for one in tokens))
+
+
+@given(costs, sizes)
+def test_it_is_the_narrowest_that_does_nearly_the_most(cost: StepCost, tokens: list[int]) -> None:
+    width = best_width(cost, squared(tokens))
+    best = max(rate(cost, tokens[: more + 1]) for more in range(len(tokens)))
+    assert rate(cost, tokens[:width]) >= (1 - SHORT_OF_BEST) * best * (1 - 1e-9)
+    for narrower in range(1, width):
+        assert rate(cost, tokens[:narrower]) < (1 - SHORT_OF_BEST) * best
+
+
+@pytest.mark.parametrize(
+    ("cost", "tokens", "width"),
+    [
+        (StepCost(per_token=1e-4), 4096, 1),  # nothing is shared
+        (StepCost(base=1e-3, per_token=1e-4), 4096, 1),  # a quarter of a percent is
+        (StepCost(base=0.1, per_token=1e-4), 256, 30),  # most of it is
+        (StepCost(host=0.03, per_token=1e-4), 64, 5),  # up to five are free
+        (StepCost(streamed=2.0, per_token=1e-4), 1000, 20),
+    ],
+)
+def test_the_knee_of_equal_jobs(cost: StepCost, tokens: int, width: int) -> None:
+    assert best_width(cost, squared([tokens] * 32)) == width
+
+
+def test_attention_of_long_sequences_is_paid_for_each_and_not_for_the_square_of_all() -> None:
+    cost = StepCost(base=0.01, per_token=1e-5, per_square=1e-8)
+    assert cost.seconds(8192, 2 * 4096**2) == pytest.approx(0.01 + 0.08192 + 2 * 0.16777, rel=1e-3)
+    assert cost.seconds(8192, 8192**2) > 1.5 * cost.seconds(8192, 2 * 4096**2)
