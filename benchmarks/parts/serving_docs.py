@@ -1,4 +1,4 @@
-"""docs/benchmarks.md, from the JSON of servers side by side, and of whole pipelines where that is beside it."""
+"""docs/benchmarks.md, from the JSON of servers side by side, and of the other benchmarks where that is beside it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from parts.pipelines_docs import section
+from parts import pipelines_docs, scheduling_docs
 from parts.serving_report import COLUMNS, TITLES, rows
 from parts.workloads import POISSON_LOAD, PROMPT_TOKENS, SEED, WARMUP
 
@@ -77,9 +77,10 @@ def write_docs(results: Path, docs: Path) -> None:
     parts.append(_command(s))
     for name in data["checkpoints"]:
         parts += _checkpoint(data, name)
-    pipelines = results.with_name("pipelines.json")
-    if pipelines.exists():
-        parts.append(section(json.loads(pipelines.read_text())))
+    for name, section in (("pipelines", pipelines_docs.section), ("scheduling", scheduling_docs.section)):
+        more = results.with_name(f"{name}.json")
+        if more.exists():
+            parts.append(section(json.loads(more.read_text())))
     docs.write_text("\n\n".join(parts) + "\n")
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from stepbatch.config import ModelConfig
 from stepbatch.engine.cost import UNKNOWN, StepCost
-from stepbatch.engine.probe import Measured, probe
+from stepbatch.engine.probe import Measured, StepPoint, probe
 from stepbatch.engine.runner import TorchRunner
 from stepbatch.errors import InvalidValue, RequestError
 from stepbatch.request import GenerationRequest, Job
@@ -139,6 +139,13 @@ def test_a_model_that_only_edits_gets_an_image() -> None:
 
 def _fields(runner: FakeRunner) -> dict[str, object]:
     return {name: getattr(runner.info, name) for name in runner.info.__struct_fields__}
+
+
+def test_steps_of_one_size_say_nothing_of_others() -> None:
+    points = [StepPoint(width=64, height=64, jobs=1, tokens=32, squares=512, seconds=0.04) for _ in range(3)]
+    assert Measured(points=points).costs() == UNKNOWN
+    points.append(StepPoint(width=64, height=64, jobs=2, tokens=64, squares=1024, seconds=0.04))
+    assert Measured(points=points).costs().known
 
 
 def test_a_native_model_is_measured(z_image_runner: TorchRunner) -> None:

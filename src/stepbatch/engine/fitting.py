@@ -16,6 +16,7 @@ BEND = 0.01  # of a prediction, that a curve may be off without being bent
 BANDWIDTH = 0.75  # octaves of tokens in which a bend shows
 DOUBT = 0.5  # measurements' worth of thinking that there is none
 ROUNDS, FAR = 4, 0.05  # of fitting; an error, relative, that begins to be an outlier's
+SPREAD = 1.5  # between the tokens of the smallest and the largest steps, so that a curve can be known
 FLAT = 0.03  # steps within this of the quickest are as quick as it
 
 Array = NDArray[np.float64]

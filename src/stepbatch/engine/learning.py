@@ -15,14 +15,13 @@ from statistics import fmean, median
 import msgspec
 
 from stepbatch.engine.cost import UNKNOWN, Costs, LinearCost, StepCost
-from stepbatch.engine.fitting import Sample, StepSample, fit_linear, fit_step
+from stepbatch.engine.fitting import SPREAD, Sample, StepSample, fit_linear, fit_step
 
 NOTICEABLE, STRIKING = 0.03, 0.1  # changes of predictions that are told: of most, and of any
 PAUSE = 1.0  # seconds of measured work between two fits
 WINDOW = 16  # measurements that a cell keeps
 RIPE = 3  # of them, for a cell to count
 FRESH = 500  # measurements: a cell that was seen among the last of so many knows how the machine does now
-SPREAD = 1.5  # between the tokens of the smallest and the largest steps, so that a curve can be known
 SEEN, PRIOR = 4.0, 0.1  # how much a cell counts, and what was known before where there is none
 PRIOR_TOKENS = tuple(2**k for k in range(5, 18))  # where it is looked up, if it says nothing of that
 PRIOR_SEQUENCES = (1, 8)  # that so many tokens are looked up as

@@ -20,7 +20,7 @@ import msgspec
 from stepbatch.engine.clock import DeviceClock
 from stepbatch.engine.cost import Costs, LinearCost
 from stepbatch.engine.engine import Engine, Runner
-from stepbatch.engine.fitting import Sample, StepSample, fit_linear, fit_step
+from stepbatch.engine.fitting import SPREAD, Sample, StepSample, fit_linear, fit_step
 from stepbatch.errors import RequestError
 from stepbatch.image import InputImage
 from stepbatch.model_info import ModelInfo
@@ -66,9 +66,9 @@ class Measured(msgspec.Struct, kw_only=True):
     seconds: float = 0.0  # that all of it took
 
     def costs(self) -> Costs:
-        """The costs that are nearest to it; nothing is known without a point."""
+        """The costs that are nearest to it; steps of one size say nothing of others, and so nothing at all."""
         steps = [StepSample(tokens=p.tokens, squares=p.squares, seconds=p.seconds) for p in self.points] + self.mixed
-        if not steps:
+        if max((s.tokens for s in steps), default=0) < SPREAD * min((s.tokens for s in steps), default=1):
             return Costs()
         return Costs(
             known=True,
