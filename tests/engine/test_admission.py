@@ -96,7 +96,7 @@ def test_seconds_are_bounded() -> None:
     admission = door(max_queue_seconds=10)
     for name in "abc":  # the last comes when 9 s wait
         admission.admit(name, ask(4), 0.0)
-    with pytest.raises(Overloaded, match="14 s waits, and 10 s may") as refused:
+    with pytest.raises(Overloaded, match="14 s waits or runs, and 10 s may") as refused:
         admission.admit("d", ask(1), 0.0)
     assert refused.value.retry_after == 5  # until a tenth of the queue is free
     assert admission.refused == {"queue_seconds": 1, "queue_requests": 0, "deadline": 0}

@@ -28,3 +28,13 @@ def test_a_pause_saves_nothing_up() -> None:
         shares.begin(shares.tag(job("busy"), 1.0))
     assert shares.tag(job("back"), 1.0) == 99.0
     assert shares.tag(job("busy"), 1.0) == 100.0
+
+
+def test_what_never_began_is_not_held_against_its_user() -> None:
+    shares = FairShares()
+    gone = [job("gave up") for _ in range(50)]
+    for one in gone:
+        shares.tag(one, 1.0)
+    for one in gone:
+        shares.refund(one, 1.0)
+    assert shares.tag(job("gave up"), 1.0) == 0.0

@@ -369,7 +369,8 @@ def test_whole_calls_keep_their_promises(
         assert under_test.schedule(now + plan.wait + 1e-6)  # and then there is something to do
 
 
-KNOWN = Costs(known=True, step=StepCost(base=1.0, per_token=0.1), decode=LinearCost(each=3.0))
+PROMPT = LinearCost(each=1e-9)
+KNOWN = Costs(known=True, step=StepCost(base=1.0, per_token=0.1), prompt=PROMPT, decode=LinearCost(each=3.0))
 
 
 def measured(costs: Costs = KNOWN, **limits: Any) -> Scheduler:
@@ -385,7 +386,7 @@ def filled(under_test: Scheduler, *jobs: Job) -> Scheduler:
 
 @pytest.mark.parametrize(("base", "width"), [(0.0, 1), (0.01, 30), (10.0, 50)])
 def test_a_step_is_as_wide_as_pays(base: float, width: int) -> None:
-    costs = Costs(known=True, step=StepCost(base=base, per_token=0.01))
+    costs = Costs(known=True, step=StepCost(base=base, per_token=0.01), prompt=PROMPT)
     under_test = filled(measured(costs), *(job(arrival=index) for index in range(50)))
     assert len(under_test.schedule(50.0).denoise) == pytest.approx(width, abs=6)
     assert len(filled(measured(costs, max_batch_tokens=7), *(job() for _ in range(50))).schedule(0).denoise) == 7
@@ -393,7 +394,9 @@ def test_a_step_is_as_wide_as_pays(base: float, width: int) -> None:
 
 
 def test_what_memory_has_no_room_for_is_not_planned() -> None:
-    under_test = filled(measured(Costs(known=True, step=StepCost(base=9.0))), *(job(10) for _ in range(9)))
+    under_test = filled(
+        measured(Costs(known=True, step=StepCost(base=9.0), prompt=PROMPT)), *(job(10) for _ in range(9))
+    )
     under_test.most_tokens = 35
     assert len(under_test.schedule(0).denoise) == 3
 
@@ -476,7 +479,40 @@ def test_shares_are_fair_where_that_is_asked_for() -> None:
 
 def test_what_is_learned_counts_at_once() -> None:
     jobs = [job(arrival=index) for index in range(20)]
-    under_test = filled(measured(Costs(known=True, step=StepCost(base=9.0, per_token=0.01))), *jobs)
+    under_test = filled(measured(Costs(known=True, step=StepCost(base=9.0, per_token=0.01), prompt=PROMPT)), *jobs)
     wide = len(under_test.schedule(20.0).denoise)
     under_test.learn(Costs(known=True, step=StepCost(per_token=0.01)), 20.0)
     assert (wide, len(under_test.schedule(20.0).denoise)) == (20, 1)
+
+
+def test_what_cannot_be_on_time_any_more_gives_way_in_mid_job() -> None:
+    costs = Costs(known=True, step=StepCost(per_token=1.0))
+    doomed, other = job(steps=20), job(steps=5)
+    doomed.request, other.request = replace(doomed.request, timeout=21.0), replace(other.request, timeout=40.0)
+    under_test = filled(measured(costs, dynamic_batch_max_size=1, scheduling_policy="deadline"), doomed, other)
+    plan = under_test.schedule(0.0)
+    assert plan.denoise == [doomed]
+    for one in plan.encode:
+        one.to(JobState.RUNNING)
+    under_test.advance([doomed], 6.0)  # a hiccup
+    assert under_test.schedule(6.0).denoise == [other]
+
+
+def test_deadlines_of_those_that_are_gone_are_forgotten() -> None:
+    under_test = measured(dynamic_batch_max_size=1)
+    for _ in range(1000):
+        one = job()
+        one.request = replace(one.request, timeout=3600.0)
+        filled(under_test, one)
+        under_test.remove(_cancelled(one))
+    assert len(under_test._due) < 100
+
+
+def test_flags_of_whole_calls_mean_what_they_say_once_costs_are_known() -> None:
+    under_test = Scheduler(
+        BatchingConfig(dynamic_batch_max_size=4, dynamic_batch_delay_ms=1000),
+        Costs(known=True, step=StepCost(per_token=1e-3)),
+    )
+    filled(under_test, job(signature="a"), job(signature="a", arrival=0.05))
+    assert under_test.schedule(0.1).wait == pytest.approx(0.9)
+    assert len(under_test.schedule(1.0).denoise) == 2

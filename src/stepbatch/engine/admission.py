@@ -72,7 +72,7 @@ class Admission:
         """
         if self.backlog > self._most_seconds:
             self.refused["queue_seconds"] += 1
-            waits = f"work of about {self.backlog:.0f} s waits, and {self._most_seconds:g} s may"
+            waits = f"work of about {self.backlog:.0f} s waits or runs, and {self._most_seconds:g} s may"
             raise Overloaded(waits, retry_after=_retry(self.backlog - (1 - ROOM) * self._most_seconds))
         if self.waiting >= self._bounds.max_queue_requests:
             self.refused["queue_requests"] += 1
@@ -147,13 +147,16 @@ class Admission:
         return [Job(request_id, index, request, tokens, arrival, signature=signature) for index in range(request.n)]
 
     def _refuse_late(self, request: GenerationRequest, prediction: Prediction, timeout: float) -> None:
-        self.refused["deadline"] += 1
         patient = self._jobs("", replace(request, timeout=None), 0.0)
         alone = predict(patient, [], self.costs, self._limits, 0.0)
         if DOUBT * alone.total > timeout:
+            self.refused["deadline"] += 1
             takes = f"the request takes about {alone.total:.3g} s even alone, and its timeout is {timeout:g} s"
             raise DeadlineExceeded(takes, "timeout")
         total = min(prediction.total, self.backlog + alone.total)  # never, if it would be dropped on the way
+        if DOUBT * total <= timeout:
+            return
+        self.refused["deadline"] += 1
         takes = f"the request would be done in about {total:.3g} s, and its timeout is {timeout:g} s"
         raise Overloaded(takes, "timeout", retry_after=_retry(total - timeout))
 

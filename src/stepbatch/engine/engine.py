@@ -159,8 +159,7 @@ class Engine:
             Seconds until there will be something to do, where there was nothing.
         """
         now = time.monotonic()
-        for job in self.scheduler.late(now):
-            self._fail(job, DeadlineExceeded("the request could not be done before its deadline"))
+        self._drop_late(now)
         self.scheduler.limit(self._limit.at(now))
         plan = self.scheduler.schedule(now)
         if not plan:
@@ -179,6 +178,10 @@ class Engine:
         self._tell_stats(stepped, seconds)
         self._learn()
         return 0.0
+
+    def _drop_late(self, now: float) -> None:
+        for job in self.scheduler.late(now):
+            self._fail(job, DeadlineExceeded("the request could not be done before its deadline"))
 
     def _learn(self) -> None:
         """Go by what was measured, where it is news."""
@@ -210,7 +213,8 @@ class Engine:
                 names.append((f"generate-{next(self._ids)}", request.n))
                 self.submit(Submit(names[-1][0], request, list(range(request.n)), time.monotonic()))
             while not self.idle and not failures:
-                time.sleep(self.step())
+                wait = self.step()
+                time.sleep(0.0 if self.idle else wait)
         finally:
             for name, _ in names:
                 self.cancel(name)
@@ -298,6 +302,7 @@ class Engine:
         """Between two steps of a whole call: tell of it and take in what came, for as long as somebody waits for it."""
         self._tell_progress([(*job.id, step, steps) for job in jobs if not job.ended])
         self.poll()
+        self._drop_late(time.monotonic())
         left = [job for job in jobs if not job.ended]
         if not left:
             raise RequestCancelled("nobody waits for this call any more")

@@ -23,6 +23,12 @@ class FairShares:
         self._ends[user] = start + seconds
         return start
 
+    def refund(self, job: Job, seconds: float) -> None:
+        """A job that was given a tag ends without having begun."""
+        user = job.request.user or ""
+        if user in self._ends:
+            self._ends[user] -= seconds
+
     def begin(self, tag: float) -> None:
         """A job with this tag begins."""
         self._now = max(self._now, tag)

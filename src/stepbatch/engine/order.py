@@ -36,15 +36,21 @@ class Order:
         """The least key there is, with what breaks ties among equal ones."""
         return self._places[0]
 
-    def put(self, job: Job, key: Key, number: int) -> None:
-        """Put in a job, or move it to where a new key belongs. ``number`` breaks ties."""
-        if job.id in self._of:
-            if self._of[job.id] == (key, number):
-                return
-            self.remove(job)
+    def put(self, job: Job, key: Key, number: int) -> bool:
+        """Put in a job, or move it to where a new key belongs. ``number`` breaks ties.
+
+        Returns:
+            Whether it was there before and goes later now.
+        """
         place = key, number
+        before = self._of.get(job.id, place)
+        if job.id in self._of:
+            if before == place:
+                return False
+            self.remove(job)
         insort(self._places, place)
         self._jobs[place], self._of[job.id] = job, place
+        return place > before
 
     def remove(self, job: Job) -> None:
         """Take a job out."""

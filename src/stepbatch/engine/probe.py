@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -281,9 +280,7 @@ class _Probe:
             if took and time.monotonic() + took[-1] > self.until:
                 break
             job = self._job(replace(request, prompt=f"{PROMPT}, number {number}"), 0)
-            with suppress(RequestError, MemoryError):
-                took += [s / len(job.lengths) for s in self.runner.clock.time(partial(self.runner.encode, [job]), 1)]
-            self.runner.forget(job)
+            took += [seconds / len(job.lengths) for seconds in self._encode(job)]
         self.measured.prompts += took[1:] or took
 
     def _encode_image(self, request: GenerationRequest) -> None:
@@ -299,10 +296,18 @@ class _Probe:
                 self.runner.check(edit)
             except RequestError:
                 return
-            job = self._job(edit, 0)
-            took += self.runner.clock.time(partial(self.runner.encode, [job]), 1)
-            self.runner.forget(job)
-        self.measured.images.append(Sample(size=request.pixels, cost=took[1]))
+            took += self._encode(self._job(edit, 0))
+        if len(took) == 2:  # the first doesn't count
+            self.measured.images.append(Sample(size=request.pixels, cost=took[1]))
+
+    def _encode(self, job: Job) -> list[float]:
+        """The seconds that it took; none where it couldn't be done."""
+        took: list[float] = []
+        error = Engine.attempt(lambda: took.extend(self.runner.clock.time(partial(self.runner.encode, [job]), 1)))
+        self.runner.forget(job)
+        if error:
+            self.runner.free_memory()
+        return took
 
     def _with_image(self, request: GenerationRequest, image: InputImage) -> GenerationRequest:
         """The same request about an image; raises ``RequestError`` where the model takes none."""

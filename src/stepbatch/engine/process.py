@@ -136,7 +136,9 @@ def main(address: str, record: str, config_json: str) -> None:
         link.send(Refused(str(error)))
         link.close(linger_seconds=5.0)
         sys.exit(2)
-    costs = warm_up(runner, config)
+    found: list[Costs] = []
+    Engine.attempt(lambda: found.append(warm_up(runner, config)))  # what can't be measured is learned as it runs
+    costs = found[0] if found else UNKNOWN
     link.send(Ready(runner.info, costs))
     try:
         serve(runner, config, link, costs)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
-from heapq import heappop, heappush, merge
+from heapq import heapify, heappop, heappush, merge
 from itertools import count, islice, product
 
 from stepbatch.config import BatchingConfig
@@ -89,7 +89,7 @@ class Scheduler:
         self._tags: dict[JobId, float] = {}  # of denoising: the fair share's, the same for all where there is none
         self._numbers: dict[JobId, int] = {}  # of denoising: in which order they came
         self._shares = FairShares()
-        self._due: list[tuple[float, int, Job]] = []  # a heap of those with a deadline: when it can't be met any more
+        self._due: list[tuple[float, int, JobId]] = []  # a heap of those with a deadline: when it can't be met any more
         self._count = count()
         self._policy = POLICIES[limits.scheduling_policy]
         self._standing: _Choice | None = None  # the last choice, for as long as it would be the same
@@ -116,7 +116,8 @@ class Scheduler:
         lane = self._lanes.setdefault(_lane(job), _Lane(job.signature))
         self._place(lane, job, now)
         if job.deadline is not None:
-            heappush(self._due, (job.deadline - DOUBT * remaining, number, job))
+            heappush(self._due, (job.deadline - DOUBT * remaining, number, job.id))
+            self._tidy()
         self._standing = None
 
     def limit(self, tokens: float) -> None:
@@ -154,10 +155,16 @@ class Scheduler:
         """Jobs that have not begun and can't be done by their deadline any more, each told once."""
         found = []
         while self._due and self._due[0][0] < now:
-            job = heappop(self._due)[2]
-            if job.state is JobState.WAITING:
-                found.append(job)
+            _, number, id = heappop(self._due)
+            if self._numbers.get(id) == number and id not in self._begun:
+                found.append(self.denoising[id])
         return found
+
+    def _tidy(self) -> None:
+        """Forget the deadlines of those that are gone, before they are more than the others."""
+        if len(self._due) > 2 * len(self.denoising) + 64:
+            self._due = [due for due in self._due if self._numbers.get(due[2]) == due[1]]
+            heapify(self._due)
 
     @property
     def next_late(self) -> float:
@@ -224,7 +231,8 @@ class Scheduler:
             jobs.append(job)
             tokens, squares = tokens + job.tokens, squares + job.squares
         full = len(jobs) == most or tokens + jobs[0].tokens > room or jobs[0].alone
-        if self.costs.known and self.limits.max_batch_tokens is None and len(jobs) > 1:
+        whole_call = lane.signature is not None  # of which the flags say how many share it, as people know them
+        if self.costs.known and self.limits.max_batch_tokens is None and not whole_call:
             width = best_width(self.costs.step, [(job.tokens, job.squares) for job in jobs])
             full, jobs = full or width < len(jobs), jobs[:width]
         return _Choice(lane, jobs, full, all_in)
@@ -274,8 +282,8 @@ class Scheduler:
                 self._leave(job)
                 job.to(JobState.DECODING)
                 self.decoding[job.id] = job
-            else:
-                self._place(lane, job, now)
+            elif self._place(lane, job, now):
+                self._standing = None
 
     def pause(self, signature: Hashable, now: float, seconds: float) -> None:
         """Give those whom a call, which took so long, has answered the time to come back with their next."""
@@ -289,11 +297,14 @@ class Scheduler:
             self.remove(job)
         return finished
 
-    def _place(self, lane: _Lane, job: Job, now: float) -> None:
+    def _place(self, lane: _Lane, job: Job, now: float) -> bool:
+        """Put a job where it belongs; returns whether others may go before it now that did not."""
         key = self._policy(job, Outlook(self.remaining(job), now, self.limits.ageing))
-        lane.order.put(job, (self._tags[job.id], *key), self._numbers[job.id])
+        return lane.order.put(job, (self._tags[job.id], *key), self._numbers[job.id])
 
     def _leave(self, job: Job) -> None:
+        if self.limits.fair_shares and job.id not in self._begun:
+            self._shares.refund(job, self.remaining(job))
         del self.denoising[job.id], self._numbers[job.id], self._tags[job.id]
         self._begun.discard(job.id)
         name = _lane(job)
@@ -314,14 +325,19 @@ class Scheduler:
     def _encoding(self, job: Job) -> float:
         """What encoding costs, seconds; or, where those don't count, pieces."""
         images = job.request.images
-        if self.limits.max_encodes_per_step is not None or not self.costs.known:
+        if not self._encodes_cost:
             return max(1, len(images))
         pixels = job.request.pixels
         return self.costs.prompt.each * len(job.lengths) + len(images) * self.costs.image.of(pixels)
 
+    @property
+    def _encodes_cost(self) -> bool:
+        """Whether it is seconds that bound what is encoded at once."""
+        return self.limits.max_encodes_per_step is None and self.costs.prompt.each > 0
+
     def _encode_room(self, tokens: int, squares: int) -> float:
         """How much of that there may be before such a step, which newcomers may keep waiting for as long again."""
-        if self.limits.max_encodes_per_step is None and self.costs.known:
+        if self._encodes_cost:
             return self.costs.step.seconds(tokens, squares)
         return self.limits.max_encodes_per_step or ENCODES_UNKNOWN
 

@@ -63,7 +63,7 @@ def measure(runner: Runner, config: EngineConfig) -> Measured:
 def remembered(runner: Runner, config: EngineConfig) -> Costs:
     """What was measured before; nothing is known where nothing was."""
     path = _path(runner, config)
-    with suppress(OSError, msgspec.DecodeError):
+    with suppress(OSError, msgspec.DecodeError, ValueError, ArithmeticError):
         entry = msgspec.json.decode(path.read_bytes(), type=_Entry) if path else None
         if entry and entry.depends == _depends(runner, config):
             return entry.measured.costs()
@@ -87,10 +87,16 @@ def _remember(runner: Runner, config: EngineConfig, measured: Measured) -> None:
 def _path(runner: Runner, config: EngineConfig) -> Path | None:
     if config.warmup.profile_cache == OFF:
         return None
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stepbatch" / "profiles"
-    folder = Path(config.warmup.profile_cache) if config.warmup.profile_cache else home
+    try:
+        folder = Path(config.warmup.profile_cache) if config.warmup.profile_cache else _home()
+    except RuntimeError:  # this user has no home
+        return None
     key = hashlib.sha256(msgspec.json.encode(_depends(runner, config))).hexdigest()
     return folder / f"{key[:24]}.json"
+
+
+def _home() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stepbatch" / "profiles"
 
 
 def _depends(runner: Runner, config: EngineConfig) -> dict[str, Any]:
@@ -104,7 +110,8 @@ def _depends(runner: Runner, config: EngineConfig) -> dict[str, Any]:
         "sizes": config.warmup.warmup_sizes,
         "device": runner.clock.name,
         "threads": os.environ.get("OMP_NUM_THREADS"),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": os.cpu_count(),
+        "seconds": config.warmup.warmup_seconds,
         "stepbatch": __version__,
         "torch": version("torch"),
         "diffusers": version("diffusers"),
