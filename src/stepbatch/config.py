@@ -177,7 +177,8 @@ class AdmissionConfig:
     max_queue_seconds: float | None = option(
         None,
         "the most work that may be there when a request comes, what runs included, in predicted seconds; inf is no "
-        "bound; auto is 600 for pictures, as clients give up after ten minutes, and no bound for videos, which nobody waits for on the line",
+        "bound; auto is 600 for pictures, as clients give up after ten minutes, and no bound for videos, which nobody "
+        "waits for on the line",
         low=0,
         endless=True,
         auto=True,
