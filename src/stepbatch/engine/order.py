@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Iterator
 
 from stepbatch.request import Job
@@ -13,31 +13,30 @@ Place = tuple[Key, int]
 
 
 class Order:
-    """Jobs, the one with the least key first; of equal keys, the one that was put in first."""
+    """Jobs, the one with the least key first; of equal keys, the one with the least number."""
 
     def __init__(self) -> None:
-        self._places: list[Place] = []
-        self._jobs: dict[Place, Job] = {}
+        self._places: list[Place] = []  # sorted
+        self._jobs: list[Job] = []  # at the same indices
         self._of: dict[JobId, Place] = {}
-        self._count = 0
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __iter__(self) -> Iterator[Job]:
-        return map(self._jobs.__getitem__, self._places)
+        return iter(self._jobs)
 
     def items(self) -> Iterator[tuple[Place, Job]]:
         """The jobs with their places, the least first."""
-        return zip(self._places, self, strict=True)
+        return zip(self._places, self._jobs, strict=True)
 
     @property
     def first(self) -> Place:
-        """The least key there is, with what breaks ties among equal ones."""
+        """The least key there is, with its number."""
         return self._places[0]
 
     def put(self, job: Job, key: Key, number: int) -> bool:
-        """Put in a job, or move it to where a new key belongs. ``number`` breaks ties.
+        """Put in a job, or move it to where a new key belongs.
 
         Returns:
             Whether it was there before and goes later now.
@@ -48,12 +47,13 @@ class Order:
             if before == place:
                 return False
             self.remove(job)
-        insort(self._places, place)
-        self._jobs[place], self._of[job.id] = job, place
+        index = bisect_left(self._places, place)
+        self._places.insert(index, place)
+        self._jobs.insert(index, job)
+        self._of[job.id] = place
         return place > before
 
     def remove(self, job: Job) -> None:
         """Take a job out."""
-        place = self._of.pop(job.id)
-        del self._jobs[place]
-        del self._places[bisect_left(self._places, place)]
+        index = bisect_left(self._places, self._of.pop(job.id))
+        del self._places[index], self._jobs[index]

@@ -248,6 +248,8 @@ class Scheduler:
 
     def _decodes(self, choice: _Choice | None) -> list[Job]:
         """What is decoded before this choice's step: as many as take no longer than it, but at least one."""
+        if not self.decoding:
+            return []
         most = self._most_decodes(choice)
         chosen = list(islice(self.decoding.values(), most))
         alone = next((i for i, job in enumerate(chosen) if job.alone), None)
@@ -262,10 +264,8 @@ class Scheduler:
             return DECODES_UNKNOWN
         if choice is None:
             return WIDEST
-        room, most = (
-            self.costs.step.seconds(sum(job.tokens for job in choice.jobs), sum(job.squares for job in choice.jobs)),
-            0,
-        )
+        tokens, squares = sum(job.tokens for job in choice.jobs), sum(job.squares for job in choice.jobs)
+        room, most = self.costs.step.seconds(tokens, squares), 0
         for job in self.decoding.values():
             room -= self.costs.decode.of(job.request.pixels)
             if room < 0:
