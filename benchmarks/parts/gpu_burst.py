@@ -64,7 +64,7 @@ def command(task: Task, batching: str) -> list[str]:
     return [
         *(sys.executable, "-m", "stepbatch", "serve", "--port", "{port}", "--log-level", "warning"),
         *("--model-path", task.model, "--load-format", "dummy", "--dummy-size", "small" if task.small else "full"),
-        *("--device", task.device, "--dynamic-batch-max-size", str(BATCHING[batching])),
+        *("--device", task.device, "--dynamic-batch-max-size", str(BATCHING[batching]), "--warmup", "false"),
     ]
 
 

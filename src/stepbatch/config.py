@@ -201,7 +201,7 @@ class WarmupConfig:
     warmup_sizes: tuple[str, ...] = option(
         (), "WIDTHxHEIGHT of what is tried; may be repeated; without it, sizes from small to over the default"
     )
-    warmup_seconds: float = option(20.0, "how long that may take", low=0)
+    warmup_seconds: float = option(10.0, "how long that may take", low=0)
     profile_cache: str = option(
         "",
         "the folder where it is kept, or off; without it, stepbatch/profiles where XDG_CACHE_HOME says",
