@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from stepbatch import race
 from stepbatch.race import done_before
 
 
@@ -51,3 +52,19 @@ def test_whoever_waits_is_cancelled_together_with_both() -> None:
     with pytest.raises(TimeoutError):
         asyncio.run(run())
     assert cancelled == [True, True]
+
+
+def test_what_swallows_a_cancellation_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(race, "AGAIN", 0.01)
+    swallowed = 0
+
+    async def stubborn() -> None:
+        nonlocal swallowed
+        while swallowed < 2:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                swallowed += 1
+
+    assert asyncio.run(done_before(asyncio.sleep(0), stubborn())) is None
+    assert swallowed == 2

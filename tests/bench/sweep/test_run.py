@@ -219,6 +219,8 @@ def test_one_that_is_told_to_end_keeps_what_it_has_and_leaves_no_server(tmp_path
     told = {signal.SIGINT: 130, signal.SIGTERM: 143}
     with ExitStack() as stack:  # both at once, for most of it is starting
         processes = {number: stack.enter_context(sweeping(tmp_path / f"{number.name}.json")) for number in told}
+        for process in processes.values():
+            stack.callback(process.kill)  # so that one that hangs fails the test and doesn't hang it
         for number, process in processes.items():
             output, deadline = tmp_path / f"{number.name}.json", time.monotonic() + 60
             while not (output.exists() and json.loads(output.read_text() or "{}").get("series")):
