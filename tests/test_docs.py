@@ -13,16 +13,11 @@ from tests.pictures import file, image
 
 from stepbatch.bench import options
 from stepbatch.cli import bench, commands
-from stepbatch.cli.parser import Parser
+from stepbatch.cli.parser import Parser, groups
 from stepbatch.config import (
-    AdmissionConfig,
-    BatchingConfig,
-    DefaultsConfig,
     EngineConfig,
-    MemoryConfig,
     ModelConfig,
     ServerConfig,
-    WarmupConfig,
 )
 from stepbatch.demo import MODEL_PATH
 from stepbatch.demo.burst import serving
@@ -35,7 +30,7 @@ README, API, SETTINGS, ARCHITECTURE, BENCHMARKING = (
     (ROOT / path).read_text()
     for path in ("README.md", "docs/api.md", "docs/settings.md", "docs/architecture.md", "docs/benchmarking.md")
 )
-SERVING = (ModelConfig, BatchingConfig, MemoryConfig, DefaultsConfig, AdmissionConfig, WarmupConfig, ServerConfig)
+SERVING = (*groups(EngineConfig), ServerConfig)
 BENCH = (*bench.SERVING, *bench.SIMULATE, options.SweepOptions, options.OfflineOptions)
 
 

@@ -8,17 +8,14 @@ from typing import Any
 
 import stepbatch
 from stepbatch.cli.bench import bench
-from stepbatch.cli.parser import Parser, build, build_groups, dispatch, suggestion
+from stepbatch.cli.parser import Parser, build, build_groups, dispatch, groups, suggestion
 from stepbatch.cli.profile import profile
 from stepbatch.config import (
-    AdmissionConfig,
     BatchingConfig,
-    DefaultsConfig,
     EngineConfig,
     MemoryConfig,
     ModelConfig,
     ServerConfig,
-    WarmupConfig,
 )
 from stepbatch.errors import OptionError
 
@@ -65,7 +62,7 @@ def _version(arguments: Sequence[str]) -> int:
 def serve_parser() -> Parser:
     """The flags of ``stepbatch serve``."""
     parser = Parser("serve", "stepbatch serve [FLAG ...]", "Serve a model over HTTP, with OpenAI's API.")
-    for cls in (ModelConfig, BatchingConfig, MemoryConfig, DefaultsConfig, AdmissionConfig, WarmupConfig, ServerConfig):
+    for cls in (*groups(EngineConfig), ServerConfig):
         parser.add_config(cls)
     return parser
 

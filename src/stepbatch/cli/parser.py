@@ -101,6 +101,11 @@ def build_groups(cls: type[Config], values: dict[str, Any]) -> Config:
     return cls(**{name: build(group, values) for name, group in get_type_hints(cls).items()})
 
 
+def groups(cls: type) -> tuple[type, ...]:
+    """The groups of flags that are a config's fields."""
+    return tuple(get_type_hints(cls).values())
+
+
 def suggestion(name: str, known: Sequence[str]) -> str:
     """The end of an error message: what may have been meant."""
     close = difflib.get_close_matches(name, known, n=1)

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 
 import msgspec
+
+from stepbatch.request import Job
 
 LEAST_WORK = 1e-9  # seconds a token, so that no job is free, whatever the fit says
 
@@ -72,6 +75,18 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     decode: LinearCost = LinearCost()  # an output, by the pixels of all its frames, seconds
     step_memory: LinearCost = LinearCost()  # bytes: of the loaded model, and for each token of a step
     decode_memory: LinearCost = LinearCost()  # bytes beyond the loaded model, by an output's pixels
+
+    def step_of(self, jobs: Sequence[Job]) -> float:
+        """Seconds of a denoising step of these jobs."""
+        return self.step.seconds(sum(job.tokens for job in jobs), sum(job.squares for job in jobs))
+
+    def encode_of(self, job: Job) -> float:
+        """Seconds of encoding a job's request: its prompts and its images."""
+        return self.prompt.each * len(job.lengths) + len(job.request.images) * self.image.of(job.request.pixels)
+
+    def decode_of(self, jobs: Iterable[Job]) -> float:
+        """Seconds of decoding these jobs' outputs, one after the other."""
+        return sum(self.decode.of(job.request.pixels) for job in jobs)
 
 
 UNKNOWN = Costs()

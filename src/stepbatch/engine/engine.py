@@ -326,9 +326,9 @@ class Engine:
         costs, jobs = self.scheduler.costs, plan.denoise
         step = self._step_seconds if jobs else 0.0
         if costs.known and jobs:
-            step = costs.step.seconds(sum(job.tokens for job in jobs), sum(job.squares for job in jobs))
+            step = costs.step_of(jobs)
         seconds = max(step, SLICE_SECONDS)
-        short = costs.known and sum(costs.decode.of(job.request.pixels) for job in plan.decode) <= seconds
+        short = costs.known and costs.decode_of(plan.decode) <= seconds
         return math.inf if short or self.runner.whole_calls else seconds
 
     def _decode(self, jobs: Sequence[Job], until: float) -> None:

@@ -62,8 +62,8 @@ def lengths(request: GenerationRequest, info: ModelInfo) -> tuple[int, ...]:
 
 def left(job: Job, begun: bool, costs: Costs, limits: BatchingConfig) -> float:
     """Seconds of the machine that a job still takes, its share of steps that are as wide as pays."""
-    seconds = (job.steps - job.step) * _share(job, costs, limits) + costs.decode.of(job.request.pixels)
-    return seconds if begun else seconds + _encoding(job, costs) / job.request.n
+    seconds = (job.steps - job.step) * _share(job, costs, limits) + costs.decode_of([job])
+    return seconds if begun else seconds + costs.encode_of(job) / job.request.n
 
 
 def predict(
@@ -118,9 +118,7 @@ def _near(
 def _call_under_way(others: Sequence[Held], costs: Costs) -> float:
     """Seconds until the whole call that runs is done, if one does."""
     jobs = [held.job for held in others if held.begun and held.job.signature is not None]
-    tokens, squares = sum(job.tokens for job in jobs), sum(job.squares for job in jobs)
-    steps = max((job.steps - job.step for job in jobs), default=0)
-    return steps * costs.step.seconds(tokens, squares)
+    return max((job.steps - job.step for job in jobs), default=0) * costs.step_of(jobs)
 
 
 def _put(scheduler: Scheduler, held: Held, now: float) -> None:
@@ -155,7 +153,7 @@ class _Ahead:
             if not plan:
                 now += plan.wait
                 continue
-            now += sum(self.scheduler.costs.decode.of(job.request.pixels) for job in plan.decode)
+            now += self.scheduler.costs.decode_of(plan.decode)
             missing -= {job.id for job in self.scheduler.finish(plan.decode)}
             if not missing:
                 break
@@ -168,7 +166,7 @@ class _Ahead:
         """Encode and denoise as a plan says, for as many steps as it holds; returns when that is done."""
         costs, jobs = self.scheduler.costs, plan.denoise
         fresh = {job.request_id: job for job in jobs if job.state is JobState.ENCODING or job.id in self.unencoded}
-        now += sum(_encoding(job, costs) for job in fresh.values())
+        now += sum(costs.encode_of(job) for job in fresh.values())
         self.unencoded -= {job.id for job in jobs}
         for job in plan.encode:
             job.to(JobState.RUNNING)
@@ -176,15 +174,9 @@ class _Ahead:
             return now
         steps = plan.steps if not self.scheduler.decoding else 1
         taken = steps if jobs[0].signature is None else jobs[0].steps
-        now += taken * costs.step.seconds(sum(job.tokens for job in jobs), sum(job.squares for job in jobs))
+        now += taken * costs.step_of(jobs)
         self.scheduler.advance(jobs, now, steps)
         return now
-
-
-def _encoding(job: Job, costs: Costs) -> float:
-    """Seconds that encoding a job's request takes."""
-    request = job.request
-    return costs.prompt.each * len(job.lengths) + len(request.images) * costs.image.of(request.pixels)
 
 
 def _share(job: Job, costs: Costs, limits: BatchingConfig) -> float:

@@ -82,7 +82,7 @@ class Meter:
         tokens, squares = sum(job.tokens for job in jobs), sum(job.squares for job in jobs)
         if self._whole_calls:
             if kind == "denoise":
-                rest = self._decoding(jobs)
+                rest = self._learning.costs.decode_of(jobs)
                 self._learning.step(tokens, squares, max(seconds - rest, 0.1 * seconds) / jobs[0].steps)
         elif kind == "denoise":
             self._learning.step(tokens, squares, seconds)
@@ -95,15 +95,12 @@ class Meter:
     def _predicted(self, kind: str, jobs: Sequence[Job]) -> float:
         costs = self._learning.costs
         if kind == "decode":
-            return self._decoding(jobs)
+            return costs.decode_of(jobs)
         if kind == "encode":
             prompts, images = _encoded(jobs)
             return prompts * costs.prompt.of(1) + sum(map(costs.image.of, images))
-        step = costs.step.seconds(sum(job.tokens for job in jobs), sum(job.squares for job in jobs))
-        return jobs[0].steps * step + self._decoding(jobs) if self._whole_calls else step
-
-    def _decoding(self, jobs: Sequence[Job]) -> float:
-        return sum(self._learning.costs.decode.of(job.request.pixels) for job in jobs)
+        step = costs.step_of(jobs)
+        return jobs[0].steps * step + costs.decode_of(jobs) if self._whole_calls else step
 
 
 def _size(kind: str, jobs: Sequence[Job]) -> Hashable:

@@ -173,8 +173,7 @@ class Scheduler:
 
     def remaining(self, job: Job) -> float:
         """Seconds that a job would take from here, by itself."""
-        steps = (job.steps - job.step) * self.costs.step.seconds(job.tokens, job.squares)
-        return steps + self.costs.decode.of(job.request.pixels)
+        return (job.steps - job.step) * self.costs.step_of([job]) + self.costs.decode_of([job])
 
     def schedule(self, now: float) -> Plan:
         """Choose the next step's jobs. Jobs to encode go to ``ENCODING``; the rest move on later.
@@ -264,10 +263,9 @@ class Scheduler:
             return DECODES_UNKNOWN
         if choice is None:
             return WIDEST
-        tokens, squares = sum(job.tokens for job in choice.jobs), sum(job.squares for job in choice.jobs)
-        room, most = self.costs.step.seconds(tokens, squares), 0
+        room, most = self.costs.step_of(choice.jobs), 0
         for job in self.decoding.values():
-            room -= self.costs.decode.of(job.request.pixels)
+            room -= self.costs.decode_of([job])
             if room < 0:
                 break
             most += 1
@@ -324,11 +322,7 @@ class Scheduler:
 
     def _encoding(self, job: Job) -> float:
         """What encoding costs, seconds; or, where those don't count, pieces."""
-        images = job.request.images
-        if not self._encodes_cost:
-            return max(1, len(images))
-        pixels = job.request.pixels
-        return self.costs.prompt.each * len(job.lengths) + len(images) * self.costs.image.of(pixels)
+        return self.costs.encode_of(job) if self._encodes_cost else max(1, len(job.request.images))
 
     @property
     def _encodes_cost(self) -> bool:

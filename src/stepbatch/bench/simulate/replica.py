@@ -78,7 +78,7 @@ class Replica:
         """The jobs of a request come in at the door."""
         self._came.extend(jobs)
         self._unencoded.add(jobs[0].request_id)
-        self._left += self._encoding(jobs[0]) + sum(map(self._share, jobs))
+        self._left += self._costs.encode_of(jobs[0]) + sum(map(self._share, jobs))
         leap = self._leap
         if math.isinf(self.wake):
             self.wake = self._since = now
@@ -115,7 +115,7 @@ class Replica:
             self._ended(job, now)
 
     def _decode(self, jobs: Sequence[Job], now: float) -> float:
-        seconds = sum(map(self._decoding, jobs))
+        seconds = self._costs.decode_of(jobs)
         for job in self._scheduler.finish(jobs):
             self._ended(job, now + seconds)
         self._left -= seconds
@@ -143,17 +143,11 @@ class Replica:
 
     def _share(self, job: Job) -> float:
         """Seconds of an output at full pace, but for the prompt."""
-        return job.steps * self._costs.step.work(job.tokens, job.squares) / self._pace + self._decoding(job)
-
-    def _decoding(self, job: Job) -> float:
-        return self._costs.decode.of(job.request.pixels)
+        return job.steps * self._costs.step.work(job.tokens, job.squares) / self._pace + self._costs.decode_of([job])
 
     def _begin(self, job: Job) -> float:
         """What encoding takes, at the first of a request's jobs, which share it."""
         if job.request_id not in self._unencoded:
             return 0.0
         self._unencoded.remove(job.request_id)
-        return self._encoding(job)
-
-    def _encoding(self, job: Job) -> float:
-        return len(job.lengths) * self._costs.prompt.each
+        return self._costs.encode_of(job)
