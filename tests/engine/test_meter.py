@@ -110,7 +110,7 @@ def test_the_engine_tells_what_it_learned_and_goes_by_it() -> None:
     told = [message.costs for message in said if isinstance(message, Learned)]
     assert told
     assert told[-1] == engine.scheduler.costs
-    assert told[-1].step.seconds(32, 512) == pytest.approx(0.02, rel=0.3)
+    assert 0.019 < told[-1].step.seconds(32, 512) < 0.1  # sleeping takes as long as it says, or longer
 
 
 def test_a_unit_that_failed_says_nothing_of_how_long_its_like_take() -> None:

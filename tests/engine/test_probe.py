@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from stepbatch.config import ModelConfig
+from stepbatch.engine.clock import DeviceClock
 from stepbatch.engine.cost import UNKNOWN, StepCost
 from stepbatch.engine.probe import Measured, StepPoint, probe
 from stepbatch.engine.runner import TorchRunner
@@ -15,23 +16,36 @@ MACHINE = StepCost(base=0.002, per_token=2e-5)
 SIZES = ((32, 32), (64, 64), (128, 128))
 
 
+class PretendClock(DeviceClock):
+    """Of a device whose work takes what it is said to take, however busy this machine is."""
+
+    now = 0.0
+
+    def mark(self) -> float:
+        return self.now
+
+    def spend(self, seconds: float) -> None:
+        self.now += seconds
+
+
 class Machine(FakeRunner):
     """Steps take what ``MACHINE`` says, encoding 2 ms a job, decoding 3 ms and 0.1 µs a pixel."""
 
     def __init__(self, config: ModelConfig | None = None) -> None:
         super().__init__(config or ModelConfig(backend="fake"))
+        self.clock = self.pretended = PretendClock()
         self.held: set[tuple[str, int]] = set()
 
     def encode(self, jobs: Sequence[Job]) -> None:
         self.held |= {job.id for job in jobs}
-        time.sleep(0.002 * len(jobs))
+        self.pretended.spend(0.002 * len(jobs))
 
     def denoise(self, jobs: Sequence[Job], tick: Callable[[int, int], None]) -> None:
         assert {job.id for job in jobs} <= self.held
-        time.sleep(MACHINE.seconds(sum(job.tokens for job in jobs), 0))
+        self.pretended.spend(MACHINE.seconds(sum(job.tokens for job in jobs), 0))
 
     def decode(self, jobs: Sequence[Job], seconds: float = 0.0) -> list[bytes | RequestError | None]:
-        time.sleep(sum(0.003 + 1e-7 * job.request.pixels for job in jobs))
+        self.pretended.spend(sum(0.003 + 1e-7 * job.request.pixels for job in jobs))
         return [b""] * len(jobs)
 
     def forget(self, job: Job) -> None:
@@ -58,9 +72,9 @@ def test_the_curve_is_that_of_the_machine(measured: Measured) -> None:
     costs = measured.costs()
     assert costs.known
     for tokens in (8, 32, 100, 128):
-        assert costs.step.seconds(tokens, tokens * tokens) == pytest.approx(MACHINE.seconds(tokens, 0), rel=0.25)
-    assert costs.prompt.of(1) == pytest.approx(0.001, rel=0.5)  # of the two that a guided request has
-    assert costs.decode.of(128 * 128) == pytest.approx(0.0046, rel=0.4)
+        assert costs.step.seconds(tokens, tokens * tokens) == pytest.approx(MACHINE.seconds(tokens, 0), rel=0.05)
+    assert costs.prompt.of(1) == pytest.approx(0.001)  # of the two that a guided request has
+    assert costs.decode.of(128 * 128) == pytest.approx(0.0046, rel=0.05)
     assert costs.image.of(64 * 64) > 0
 
 
@@ -111,22 +125,26 @@ def test_a_step_that_something_else_slowed_down_is_tried_again() -> None:
             super().denoise(jobs, tick)
             self.count += 1
             if 6 <= self.count <= 10:  # nearly all of the second size's
-                time.sleep(0.05)
+                self.pretended.spend(0.05)
 
     costs = probe(Disturbed(), 20.0).costs()
-    assert costs.step.seconds(8, 32) == pytest.approx(MACHINE.seconds(8, 0), rel=0.3)
+    assert costs.step.seconds(8, 32) == pytest.approx(MACHINE.seconds(8, 0), rel=0.05)
 
 
 def test_whole_calls_are_taken_apart() -> None:
     class Calls(WholeCallRunner):
         """A step takes 4 ms, and what is around them 10 ms a job."""
 
-        def denoise(self, jobs: Sequence[Job], tick: Callable[[int, int], None]) -> None:
-            time.sleep(0.010 * len(jobs) + 0.004 * jobs[0].steps)
+        def __init__(self) -> None:
+            super().__init__(ModelConfig(backend="fake"))
+            self.clock = self.pretended = PretendClock()
 
-    costs = probe(Calls(ModelConfig(backend="fake")), 20.0).costs()
-    assert costs.step.seconds(32, 512) == pytest.approx(0.004, rel=0.3)
-    assert costs.decode.of(64 * 64) == pytest.approx(0.010, rel=0.4)
+        def denoise(self, jobs: Sequence[Job], tick: Callable[[int, int], None]) -> None:
+            self.pretended.spend(0.010 * len(jobs) + 0.004 * jobs[0].steps)
+
+    costs = probe(Calls(), 20.0).costs()
+    assert costs.step.seconds(32, 512) == pytest.approx(0.004, rel=0.05)
+    assert costs.decode.of(64 * 64) == pytest.approx(0.010, rel=0.05)
 
 
 def test_a_model_that_only_edits_gets_an_image() -> None:

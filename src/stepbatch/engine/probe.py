@@ -72,7 +72,7 @@ class Measured(msgspec.Struct, kw_only=True):
         return Costs(
             known=True,
             step=fit_step(steps),
-            prompt=LinearCost(each=fmean(self.prompts) if self.prompts else 0.0),
+            prompt=LinearCost(each=_quiet(self.prompts) if self.prompts else 0.0),
             image=fit_linear(self.images or self.decodes),  # through the VAE, one way or the other
             decode=fit_linear(self.decodes),
             step_memory=fit_linear(self.step_memory),

@@ -17,7 +17,7 @@ def test_a_model_is_measured_and_written_down(tmp_path: Path, capsys: pytest.Cap
     assert found.name == "fake"
     assert found.costs.known
     assert {(point.width, point.height) for point in found.points} == {(64, 64), (128, 64)}
-    assert found.costs.step.seconds(32, 512) == pytest.approx(0.002, rel=0.5)
+    assert 0.0019 < found.costs.step.seconds(32, 512) < 0.02  # sleeping takes as long as it says, or longer
     assert (tmp_path / "out" / "profile.png").read_bytes().startswith(b"\x89PNG")
 
 
