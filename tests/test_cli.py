@@ -32,7 +32,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[ServerConfig, EngineCo
 def test_serve_takes_the_flags_that_people_know(served: list[tuple[ServerConfig, EngineConfig]]) -> None:
     assert main(["serve", *KNOWN.split()]) == 0
     server, engine = served[0]
-    assert (server.host, server.port, server.log_level) == ("127.0.0.1", 30200, "info")
+    assert (server.http.host, server.http.port, server.log.log_level) == ("127.0.0.1", 30200, "info")
     assert (engine.model.model_path, engine.model.backend, engine.model.num_gpus) == ("DIR", "auto", 1)
     assert engine.batching.dynamic_batch_max_size == 4
     assert engine.batching.dynamic_batch_delay_ms == 5.0

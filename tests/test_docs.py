@@ -16,6 +16,7 @@ from stepbatch.cli import bench, commands
 from stepbatch.cli.parser import Parser, groups
 from stepbatch.config import (
     EngineConfig,
+    HttpConfig,
     ModelConfig,
     ServerConfig,
 )
@@ -30,7 +31,7 @@ README, API, SETTINGS, ARCHITECTURE, BENCHMARKING = (
     (ROOT / path).read_text()
     for path in ("README.md", "docs/api.md", "docs/settings.md", "docs/architecture.md", "docs/benchmarking.md")
 )
-SERVING = (*groups(EngineConfig), ServerConfig)
+SERVING = (*groups(EngineConfig), *groups(ServerConfig))
 BENCH = (*bench.SERVING, *bench.SIMULATE, options.SweepOptions, options.OfflineOptions)
 
 
@@ -124,7 +125,7 @@ def check_stepbatch(arguments: list[str]) -> None:
 
 
 def check_curl(arguments: list[str]) -> None:
-    assert arguments[0] == f"http://{ServerConfig().host}:{ServerConfig().port}/v1/images/generations"
+    assert arguments[0] == f"http://{HttpConfig().host}:{HttpConfig().port}/v1/images/generations"
     assert parse(json.loads(arguments[arguments.index("-d") + 1]), FakeRunner(ModelConfig()).info)
 
 
@@ -164,7 +165,7 @@ def test_the_client_block_about_edits_runs(address: str, pictures: Path) -> None
 def test_the_curl_command_about_edits_is_served(address: str, pictures: Path) -> None:
     block = next(block for block in blocks(API, "bash") if "/v1/images/edits" in block)
     program, url, *arguments = shlex.split(block.replace("\\\n", " "))
-    assert (program, url) == ("curl", f"http://{ServerConfig().host}:{ServerConfig().port}/v1/images/edits")
+    assert (program, url) == ("curl", f"http://{HttpConfig().host}:{HttpConfig().port}/v1/images/edits")
     assert set(arguments[::2]) == {"-F"}
     fields = [argument.split("=", 1) for argument in arguments[1::2]]
     texts = {name: value for name, value in fields if not value.startswith("@")}

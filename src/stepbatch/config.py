@@ -238,26 +238,72 @@ class DefaultsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServerConfig:
-    """The HTTP side."""
+class HttpConfig:
+    """Where it listens, and how it stops."""
 
     host: str = option("127.0.0.1", "the address to listen on")
     port: int = option(30200, "the port to listen on", low=0, high=65535)
-    log_level: Literal["debug", "info", "warning", "error"] = option("info", "how much is logged")
     url_ttl_seconds: float = option(3600.0, "how long a picture answered as a url can be fetched", low=1)
+    drain_seconds: float = option(30.0, "how long requests in flight may take to finish at shutdown", low=0)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccessConfig:
+    """Who is let in."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitsConfig:
+    """How much a client may send; what has more is refused before it is held."""
+
     max_body_bytes: int = option(1 << 20, "the largest body of a request, or all of an edit's texts", low=1024)
-    max_upload_bytes: int = option(64 << 20, "the largest body of an edit, its images included", low=1024)
+    max_upload_bytes: int = option(32 << 20, "the largest body of an edit, its images included", low=1024)
     max_image_bytes: int = option(32 << 20, "the largest file of an image or mask", low=1024)
-    max_image_pixels: int = option(32 << 20, "the most pixels of an image or mask", low=1024)
+    max_image_pixels: int = option(16 << 20, "the most pixels of an image or mask", low=1024)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What is written down."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = option("info", "how much is logged")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideosConfig:
+    """Where videos are kept, and for how long."""
+
     video_dir: str = option(
         "", "where videos and their records are kept; without it, stepbatch/videos where XDG_DATA_HOME says"
     )
     video_ttl_seconds: float = option(86400.0, "how long a finished video is kept", low=1, high=1e9)
     video_disk_mb: float = option(10240.0, "room for finished videos, MiB; the oldest go first", low=0, high=1e9)
-    drain_seconds: float = option(30.0, "how long requests in flight may take to finish at shutdown", low=0)
 
     def __post_init__(self) -> None:
         check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """Everything that the HTTP side needs."""
+
+    http: HttpConfig = field(default_factory=HttpConfig)
+    access: AccessConfig = field(default_factory=AccessConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    videos: VideosConfig = field(default_factory=VideosConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from stepbatch.cli.parser import build_groups
 from stepbatch.config import AdmissionConfig, BatchingConfig, EngineConfig, ModelConfig, ServerConfig
 from stepbatch.engine.client import AsyncEngine
 from stepbatch.server.run import bind, make_server
@@ -35,15 +36,13 @@ def running(
 ) -> Iterator[RunningServer]:
     batching = batching or BatchingConfig(dynamic_batch_max_size=4)
     engine_config = EngineConfig(model=model, batching=batching, admission=admission or AdmissionConfig())
-    config = ServerConfig(
-        port=0,
-        log_level="warning",
-        max_body_bytes=MAX_BODY_BYTES,
-        max_image_bytes=MAX_IMAGE_BYTES,
-        max_upload_bytes=MAX_UPLOAD_BYTES,
-        max_image_pixels=MAX_IMAGE_PIXELS,
-        **settings,
-    )
+    limits = {
+        "max_body_bytes": MAX_BODY_BYTES,
+        "max_image_bytes": MAX_IMAGE_BYTES,
+        "max_upload_bytes": MAX_UPLOAD_BYTES,
+        "max_image_pixels": MAX_IMAGE_PIXELS,
+    }
+    config = build_groups(ServerConfig, {"log_level": "warning"} | limits | settings)
     sock = bind("127.0.0.1", 0)
     started = threading.Event()
     running: list[Any] = []

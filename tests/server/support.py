@@ -11,6 +11,7 @@ from typing import Any, cast
 import httpx
 from fastapi import FastAPI
 
+from stepbatch.cli.parser import build_groups
 from stepbatch.config import EngineConfig, ModelConfig, ServerConfig
 from stepbatch.engine.admission import Admission
 from stepbatch.engine.client import AsyncEngine, Handle
@@ -93,7 +94,7 @@ class WaitingEngine(StubEngine):
 
 
 def make_app(engine: StubEngine, **settings: Any) -> FastAPI:
-    return create_app(cast(AsyncEngine, engine), ServerConfig(**settings))
+    return create_app(cast(AsyncEngine, engine), build_groups(ServerConfig, settings))
 
 
 def call(app: FastAPI, method: str, path: str, **options: Any) -> httpx.Response:

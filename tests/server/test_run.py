@@ -25,10 +25,10 @@ from .support import RunningServer, within
 
 SCRIPT = """
 import sys
-from stepbatch.config import EngineConfig, ModelConfig, ServerConfig
+from stepbatch.config import EngineConfig, HttpConfig, ModelConfig, ServerConfig, VideosConfig
 from stepbatch.server.run import run_server
 drain, step, folder = float(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
-server = ServerConfig(port=0, drain_seconds=drain, video_dir=folder)
+server = ServerConfig(http=HttpConfig(port=0, drain_seconds=drain), videos=VideosConfig(video_dir=folder))
 model = ModelConfig(backend="fake", fake_step_ms=step, fake_videos=bool(folder))
 status = run_server(server, EngineConfig(model=model))
 assert "torch" not in sys.modules

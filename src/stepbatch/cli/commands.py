@@ -62,7 +62,7 @@ def _version(arguments: Sequence[str]) -> int:
 def serve_parser() -> Parser:
     """The flags of ``stepbatch serve``."""
     parser = Parser("serve", "stepbatch serve [FLAG ...]", "Serve a model over HTTP, with OpenAI's API.")
-    for cls in (*groups(EngineConfig), ServerConfig):
+    for cls in (*groups(EngineConfig), *groups(ServerConfig)):
         parser.add_config(cls)
     return parser
 
@@ -70,7 +70,7 @@ def serve_parser() -> Parser:
 def serve(arguments: Sequence[str]) -> int:
     """``stepbatch serve``: until it is told to stop."""
     values = serve_parser().read(arguments)
-    server, engine = build(ServerConfig, values), build_groups(EngineConfig, values)
+    server, engine = build_groups(ServerConfig, values), build_groups(EngineConfig, values)
     from stepbatch.server.run import run_server
 
     return run_server(server, engine)

@@ -15,7 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from stepbatch.config import ServerConfig
+from stepbatch.config import ServerConfig, VideosConfig
 from stepbatch.engine.client import AsyncEngine
 from stepbatch.engine.messages import FromEngine
 from stepbatch.errors import EngineUnavailable, SetupError
@@ -38,10 +38,10 @@ VIDEO = f"{VIDEOS}/{{video_id}}"
 
 def create_app(engine: AsyncEngine, config: ServerConfig) -> FastAPI:
     """The application for a started engine. It takes over ``engine.on_message``."""
-    files, metrics, threads = FileStore(config.url_ttl_seconds), Metrics(engine), Threads()
-    images = ImageRoutes(engine, files, metrics, threads, config)
-    jobs = VideoJobs(engine, _video_store(config), metrics, threads) if engine.info.makes_videos else None
-    videos = VideoRoutes(engine, jobs, metrics, threads, config)
+    files, metrics, threads = FileStore(config.http.url_ttl_seconds), Metrics(engine), Threads()
+    images = ImageRoutes(engine, files, metrics, threads, config.limits)
+    jobs = VideoJobs(engine, _video_store(config.videos), metrics, threads) if engine.info.makes_videos else None
+    videos = VideoRoutes(engine, jobs, metrics, threads, config.limits)
     pages = Pages(engine, files, metrics)
 
     def on_message(message: FromEngine) -> None:
@@ -86,7 +86,7 @@ def create_app(engine: AsyncEngine, config: ServerConfig) -> FastAPI:
     return app
 
 
-def _video_store(config: ServerConfig) -> VideoStore:
+def _video_store(config: VideosConfig) -> VideoStore:
     folder = Path(config.video_dir) if config.video_dir else _data_home() / "stepbatch" / "videos"
     return VideoStore(folder, config.video_ttl_seconds, int(config.video_disk_mb * 2**20))
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 
-from stepbatch.config import ServerConfig
+from stepbatch.config import LimitsConfig
 from stepbatch.errors import InvalidValue
 from stepbatch.image import InputImage
 from stepbatch.image_files import read_picture
@@ -16,12 +16,12 @@ from stepbatch.server.forms import Form, FormLimits
 from stepbatch.server.schema import ImageRequest, check_known, from_texts, parse
 
 
-def form_limits(config: ServerConfig, info: ModelInfo) -> FormLimits:
+def form_limits(limits: LimitsConfig, info: ModelInfo) -> FormLimits:
     """What an edit may bring."""
     return FormLimits(
-        body_bytes=config.max_upload_bytes,
-        text_bytes=config.max_body_bytes,
-        file_bytes=config.max_image_bytes,
+        body_bytes=limits.max_upload_bytes,
+        text_bytes=limits.max_body_bytes,
+        file_bytes=limits.max_image_bytes,
         files={"image": info.max_images, "mask": 1},
         check_name=partial(check_known, route=EDITS),
     )

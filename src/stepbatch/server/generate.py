@@ -11,7 +11,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from stepbatch.config import ServerConfig
+from stepbatch.config import LimitsConfig
 from stepbatch.engine.client import AsyncEngine
 from stepbatch.engine.messages import Output
 from stepbatch.errors import InternalError, InvalidValue, RequestCancelled, RequestError
@@ -31,13 +31,13 @@ class ImageRoutes:
     """The routes and what they work with."""
 
     def __init__(
-        self, engine: AsyncEngine, files: FileStore, metrics: Metrics, threads: Threads, config: ServerConfig
+        self, engine: AsyncEngine, files: FileStore, metrics: Metrics, threads: Threads, limits: LimitsConfig
     ) -> None:
         self.engine = engine
         self.files = files
         self.metrics = metrics
         self.threads = threads
-        self.config = config
+        self.limits = limits
         self._idle = idle_fields(engine.config.batching)
 
     async def generations(self, request: Request) -> Response:
@@ -49,13 +49,13 @@ class ImageRoutes:
         return await self._count(request, self._read_form)
 
     async def _read_json(self, request: Request) -> ImageRequest:
-        body = await read_body(request, self.config.max_body_bytes)
+        body = await read_body(request, self.limits.max_body_bytes)
         return parse(parse_json(body), self.engine.info, self._idle)
 
     async def _read_form(self, request: Request) -> ImageRequest:
-        info, max_pixels = self.engine.info, self.config.max_image_pixels
+        info, max_pixels = self.engine.info, self.limits.max_image_pixels
         check_makes_pictures(info)
-        form = await read_form(request, form_limits(self.config, info))
+        form = await read_form(request, form_limits(self.limits, info))
         wanted, strength = parse_edit(form, info, self._idle)
         check_before_decoding(wanted, strength, form, info)
         self.engine.admission.check()

@@ -36,8 +36,8 @@ def run_server(server_config: ServerConfig, engine_config: EngineConfig) -> int:
     Raises:
         SetupError: the address can't be listened on, or the engine can't start.
     """
-    _set_up_logging(server_config.log_level)
-    with bind(server_config.host, server_config.port) as sock:
+    _set_up_logging(server_config.log.log_level)
+    with bind(server_config.http.host, server_config.http.port) as sock:
         return asyncio.run(_Run(server_config, engine_config, sock).run())
 
 
@@ -94,7 +94,7 @@ def make_server(engine: AsyncEngine, config: ServerConfig) -> Server:
         ws="none",
         lifespan="on",
         log_config=None,
-        access_log=config.log_level in ("debug", "info"),
+        access_log=config.log.log_level in ("debug", "info"),
         server_header=False,
         timeout_graceful_shutdown=LAST_ANSWERS_SECONDS,
     )
@@ -127,12 +127,12 @@ class _Run:
         try:
             self.sock.listen(BACKLOG)
         except OSError as error:  # another process bound the address too, and listened first
-            raise _cannot_listen(self.config.host, self.config.port, error) from error
+            raise _cannot_listen(self.config.http.host, self.config.http.port, error) from error
         print(f"stepbatch serves {self.engine.info.id} on {self._url()}", flush=True)
         serving = asyncio.ensure_future(server.serve(sockets=[self.sock]))
         await self.stopping.wait()
-        log.info("stopping: requests in flight have %g s to finish", self.config.drain_seconds)
-        finished = await done_before(self.hurrying.wait(), self.engine.stop(self.config.drain_seconds))
+        log.info("stopping: requests in flight have %g s to finish", self.config.http.drain_seconds)
+        finished = await done_before(self.hurrying.wait(), self.engine.stop(self.config.http.drain_seconds))
         server.force_exit = not finished
         server.should_exit = True
         await serving

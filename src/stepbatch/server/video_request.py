@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stepbatch.config import ServerConfig
+from stepbatch.config import LimitsConfig
 from stepbatch.duration import frames_in, parse_seconds
 from stepbatch.errors import InvalidValue, RequestError
 from stepbatch.image import InputImage
@@ -39,12 +39,12 @@ class VideoRequest:
         return blame_size(error, self.generation, self.has_size)
 
 
-def form_limits(config: ServerConfig) -> FormLimits:
+def form_limits(limits: LimitsConfig) -> FormLimits:
     """What a form may bring."""
     return FormLimits(
-        body_bytes=config.max_upload_bytes,
-        text_bytes=config.max_body_bytes,
-        file_bytes=config.max_image_bytes,
+        body_bytes=limits.max_upload_bytes,
+        text_bytes=limits.max_body_bytes,
+        file_bytes=limits.max_image_bytes,
         files={REFERENCE: 1},
         check_name=_check_name,
     )

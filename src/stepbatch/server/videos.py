@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from stepbatch.config import ServerConfig
+from stepbatch.config import LimitsConfig
 from stepbatch.engine.client import AsyncEngine
 from stepbatch.errors import InternalError, InvalidRange, InvalidValue, NotFound, RequestError
 from stepbatch.server.body import read_body, unless_gone
@@ -35,12 +35,12 @@ class VideoRoutes:
     """The routes and what they work with; ``jobs`` is ``None`` where the model makes pictures."""
 
     def __init__(
-        self, engine: AsyncEngine, jobs: VideoJobs | None, metrics: Metrics, threads: Threads, config: ServerConfig
+        self, engine: AsyncEngine, jobs: VideoJobs | None, metrics: Metrics, threads: Threads, limits: LimitsConfig
     ) -> None:
         self.engine = engine
         self.metrics = metrics
         self.threads = threads
-        self.config = config
+        self.limits = limits
         self._idle = idle_fields(engine.config.batching)
         self._jobs = jobs
 
@@ -124,16 +124,16 @@ class VideoRoutes:
     async def _read(self, request: Request) -> VideoRequest:
         info = self.engine.info
         if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-            body = await read_body(request, self.config.max_body_bytes)
+            body = await read_body(request, self.limits.max_body_bytes)
             return parse_video(parse_json(body), info, self._idle)
-        form = await read_form(request, form_limits(self.config))
+        form = await read_form(request, form_limits(self.limits))
         wanted = parse_video(from_texts(form.texts, VIDEOS), info, self._idle)
         if REFERENCE not in form.files:
             return wanted
         check_before_decoding(wanted, info)
         self.engine.admission.check()
         (data,) = form.files[REFERENCE]
-        decoding = self.threads.decode(lambda: with_image(wanted, data, self.config.max_image_pixels))
+        decoding = self.threads.decode(lambda: with_image(wanted, data, self.limits.max_image_pixels))
         return await unless_gone(request, decoding)
 
 
