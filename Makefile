@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
 
-.PHONY: demo serve test lint format bench clean
+.PHONY: demo serve test soak lint format bench clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)  ## serve the bundled model, send it a burst, lay out what came
@@ -16,6 +16,9 @@ serve: $(READY)  ## serve the bundled model until interrupted
 
 test: $(READY)
 	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+soak: $(READY)  ## the promises of docs/reliability.md in their long forms, an hour; writes its table
+	@$(BIN)/python -m pytest --soak tests/reliability
 
 lint: $(READY)
 	@$(BIN)/ruff check .

@@ -30,6 +30,10 @@ settings.register_profile("untimed", deadline=None, max_examples=50)
 settings.load_profile("untimed")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="run the long forms of tests/reliability")
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Bring the table of parity up to date; where the tests run in several processes, the first one does it for all."""
     if "PYTEST_XDIST_WORKER" in os.environ:

@@ -1,0 +1,109 @@
+"""A server in a process of its own, as an operator would start it, to be hurt."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+FAKE = ("--backend", "fake", "--log-level", "warning")  # takes a fixed time a step, and starts without torch
+
+
+class Served:
+    """``stepbatch serve`` with flags of ``serve``, on a free port; what it writes to stderr is in a file.
+
+    Without ``--backend`` it is the fake one; name ``--model-path`` for a real one.
+    """
+
+    def __init__(self, *flags: str, env: dict[str, str] | None = None) -> None:
+        given = flags if "--model-path" in flags or "--backend" in flags else (*FAKE, *flags)
+        self._log = tempfile.NamedTemporaryFile(prefix="stepbatch-test-", suffix=".log")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "stepbatch", "serve", "--port", "0", *given],
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env={**os.environ, **(env or {})},
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line.startswith("stepbatch serves"), (line, self.log)
+        self.url = line.split()[-1]
+        self.http = httpx.Client(base_url=self.url, timeout=60)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        """What it has written to stderr."""
+        return Path(self._log.name).read_text()
+
+    def engine_pid(self, seconds: float = 30.0) -> int:
+        """The engine process's; waits until there is one."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            for pid in children(self.pid):
+                command = _read(f"/proc/{pid}/cmdline").split("\0")
+                if "stepbatch.engine.process" in command:
+                    return pid
+            time.sleep(0.01)
+        raise AssertionError("the server has no engine process")
+
+    def generate(self, **fields: Any) -> httpx.Response:
+        """Ask for a picture, with few steps unless given others."""
+        body = {"prompt": "a cat", "size": "16x16", "num_inference_steps": 2, **fields}
+        return self.http.post("/v1/images/generations", json=body)
+
+    def metric(self, name: str) -> float:
+        """The value of a metric without labels."""
+        found = re.search(rf"^stepbatch:{name} (\S+)$", self.http.get("/metrics").text, re.MULTILINE)
+        assert found, name
+        return float(found[1])
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """End it, in whatever state it is; a stopped process is killed too."""
+        self.http.close()
+        self.process.kill()
+        self.process.communicate()
+        self._log.close()
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    return [int(child) for child in _read(f"/proc/{pid}/task/{pid}/children").split()]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there, and no zombie."""
+    return _read(f"/proc/{pid}/stat").rpartition(")")[2].split()[:1] not in ([], ["Z"])
+
+
+def descriptors(pid: int) -> int:
+    """How many files and sockets a process has open."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def resident_mb(pid: int) -> float:
+    """The memory that a process holds, MiB."""
+    found = re.search(r"VmRSS:\s+(\d+) kB", _read(f"/proc/{pid}/status"))
+    return int(found[1]) / 1024 if found else 0.0
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
