@@ -187,19 +187,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measured = probe(runner, settings.probe_seconds)
     contest = Contest(runner, measured.costs(), settings, console.print)
     kinds = workloads(settings.requests)
-    found = {
+    output.parent.mkdir(exist_ok=True)
+    found: dict[str, Any] = {
         "environment": environment(PACKAGES) | {"settings": asdict(settings), "model": Path(options.model_path).name},
         "probe_seconds": round(measured.seconds, 2),
-        "widths": {name: contest.widths(name, requests) for name, requests in kinds.items()},
+        "widths": {},
         "policy_load": POLICY_LOAD,
-        "policies": {str(width or "auto"): contest.policies(kinds["mixed steps"], width) for width in (1, None)},
+        "policies": {},
     }
-    found["step_error"] = round(sorted(contest.errors)[len(contest.errors) // 2], 4)
+    for name, requests in kinds.items():
+        found["widths"][name] = contest.widths(name, requests)
+        _save(found, contest, output)
+    for width in (1, None):
+        found["policies"][str(width or "auto")] = contest.policies(kinds["mixed steps"], width)
+        _save(found, contest, output)
     show(console, found)
-    output.parent.mkdir(exist_ok=True)
-    output.write_text(json.dumps(found, indent=2) + "\n")
     if output == RESULTS:
         write_docs(output.with_name("serving.json"), DOCS)
+
+
+def _save(found: dict[str, Any], contest: Contest, output: Path) -> None:
+    """Keep what there is so far: all of it takes long."""
+    found["step_error"] = round(sorted(contest.errors)[len(contest.errors) // 2], 4)
+    output.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":
