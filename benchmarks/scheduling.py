@@ -120,11 +120,12 @@ class Contest:
         return {"capacity": capacity, "loads": loads}
 
     def policies(self, requests: Sequence[GenerationRequest], width: int | None) -> dict[str, Any]:
-        """First come, first served and the shortest first with every ageing, at one width."""
+        """First come, first served, the default, and the shortest first with every ageing, at one width."""
         limits = _fixed(width) if width else BatchingConfig()
         best = self._serve(limits, requests, None).rate
         arrivals = poisson(POLICY_LOAD * best, len(requests), SEED)
-        kinds = {"fcfs": ("fcfs", 0.0)} | {f"srpt {ageing:g}": ("srpt", ageing) for ageing in AGEINGS}
+        kinds = {"fcfs": ("fcfs", 0.0), "boost": ("boost", 0.0)}
+        kinds |= {f"srpt {ageing:g}": ("srpt", ageing) for ageing in AGEINGS}
         found = {}
         for name, (policy, ageing) in kinds.items():
             chosen = BatchingConfig(

@@ -52,9 +52,10 @@ class Settings:
     requests: int = 28  # of each load: no multiple of 8, so that no server's last batch happens to be full
     concurrency: int = 12  # so that a batch of 8 is waiting when one is done
     workloads: tuple[Name, ...] = WORKLOADS
+    warmup_seconds: float = 10.0  # that ours may take to measure what a step costs, before it listens
 
 
-QUICK = Settings(rounds=1, requests=4, concurrency=4, workloads=("everything",))
+QUICK = Settings(rounds=1, requests=4, concurrency=4, workloads=("everything",), warmup_seconds=1.0)
 
 
 @dataclass(eq=False)
@@ -75,7 +76,7 @@ class Contest:
             SetupError: it doesn't start.
         """
         log = self.folder / f"{checkpoint.name}-{server}-{number}.log"
-        with running(command(server, checkpoint, self.settings.threads), log) as started:
+        with running(command(server, checkpoint, self.settings), log) as started:
             for workload in self.settings.workloads:
                 result = self._measure(checkpoint, workload, started.base_url)
                 summary = result.summary
@@ -114,11 +115,12 @@ def record(checkpoint: str, workload: Name, server: str, number: int, result: Re
     }
 
 
-def command(server: str, checkpoint: Checkpoint, threads: int) -> list[str]:
+def command(server: str, checkpoint: Checkpoint, settings: Settings) -> list[str]:
     """What starts a server; ``{port}`` is to be filled in."""
-    flags = ["--model-path", checkpoint.path, "--num-threads", str(threads), "--port", "{port}"]
+    flags = ["--model-path", checkpoint.path, "--num-threads", str(settings.threads), "--port", "{port}"]
     if server == "ours":
-        return [sys.executable, "-m", "stepbatch", "serve", "--log-level", "warning", *flags]
+        warmup = ["--warmup-seconds", str(settings.warmup_seconds)]
+        return [sys.executable, "-m", "stepbatch", "serve", "--log-level", "warning", *warmup, *flags]
     return [sys.executable, str(HERE / "peers" / f"{server}.py"), *flags]
 
 

@@ -3,6 +3,7 @@ import os
 import signal
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,41 @@ def z_image_runner(z_image_path: Path):  # type: ignore[no-untyped-def] # its ty
     return TorchRunner(load_model(EngineConfig(model=ModelConfig(model_path=str(z_image_path)))))
 
 
-LONG = {"test_ownership.py", "test_peers.py", "test_gpu_benchmark.py", "test_serve_lines.py", "test_stream.py"}
+@pytest.fixture(scope="module")
+def forked_servers() -> Iterator[None]:
+    """Servers that ``bench.servers`` starts begin with their modules imported."""
+    from tests import forked
+
+    with forked.starting(forked.SERVER):
+        yield
+
+
+@pytest.fixture(scope="module")
+def forked_models() -> Iterator[None]:
+    """Likewise those with real models."""
+    from tests import forked
+
+    with forked.starting(forked.MODELS):
+        yield
+
+
+# long files, whose servers are forked off one process that takes long to begin
+MODELS = {"test_gpu_benchmark.py", "test_peers.py", "test_serve_lines.py", "test_stream.py"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, so that none is left to one process at the end."""
-    items.sort(key=lambda item: item.path.name not in LONG)
+    """These first, before that process has begun without what they need, and so that none is left at the end."""
+    items.sort(key=lambda item: item.path.name not in MODELS)
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """All tests of a file in one process, and all of these files."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "models" if Path(file).name in MODELS else file
+
+    return Scheduling(config, log)

@@ -24,7 +24,7 @@ def record(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """The script in this process; as a script it runs where bursts are sent."""
+    """The script in this process."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from parts import gpu_run
 
@@ -61,17 +61,43 @@ def test_a_models_steps_are_measured_and_held_against_diffusers(
     assert failed["state"] == "failed" and "there is no folder Nothing" in failed["error"]
 
 
-def test_bursts_are_sent_to_servers(tmp_path: Path) -> None:
-    flags = [*ON_CPU, "--output", str(tmp_path), "--parts", "burst", "--models", "FLUX.1-dev", "--burst-prompts", "5"]
-    command = [sys.executable, str(BENCHMARKS / "gpu.py"), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr + (tmp_path / "gpu.log").read_text()
+MEASURER = """
+import sys, time, types
+sys.path.insert(0, {benchmarks!r})
+card = sys.modules["parts.gpu_card"] = types.ModuleType("parts.gpu_card")  # the real one takes ten seconds to import
+card.run = lambda task, record: record.add("matrix", tflops=1.0)
+from parts.gpu_run import main
+sys.exit(main(sys.argv[1:], "", time.monotonic()))
+"""
+
+
+def test_a_part_is_measured_in_a_process_of_its_own(
+    main: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "measure.py").write_text(MEASURER.format(benchmarks=str(BENCHMARKS)))
+    monkeypatch.setattr("parts.gpu_run.SCRIPT", tmp_path / "measure.py")
+    assert main(tmp_path, "--parts", "card") == 0, (tmp_path / "gpu.log").read_text()
+    assert [m["tflops"] for m in measures(tmp_path, "card", "card", "matrix")] == [1.0]
+
+
+def test_the_script_starts_from_a_checkout() -> None:
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
+    assert "Everything there is to measure on a GPU" in done.stdout, done.stderr
+
+
+@pytest.mark.usefixtures("forked_models")
+def test_bursts_are_sent_to_servers(
+    main: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--in-process", "--parts", "burst", "--models", "FLUX.1-dev", "--burst-prompts", "5")
+    assert main(tmp_path, *flags) == 0
     bursts = {(m["concurrency"], m["batching"]): m for m in measures(tmp_path, "burst", "FLUX.1-dev", "burst")}
     assert set(bursts) == {(4, "off"), (4, "on"), (12, "off"), (12, "on")}
     assert all(m["completed"] == m["requests"] == len(m["latencies"]) == 5 for m in bursts.values())
     assert {bursts[of, "off"]["jobs_per_step"] for of in (4, 12)} == {1}
     assert bursts[4, "on"]["jobs_per_step"] <= 4 and bursts[12, "on"]["jobs_per_step"] > 1
-    assert "A burst of requests" in done.stdout
+    assert "A burst of requests" in capsys.readouterr().out
 
 
 def test_without_the_device_nothing_is_begun(

@@ -8,7 +8,6 @@ import io
 import json
 import runpy
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -115,7 +114,7 @@ def test_a_request_that_cannot_be_drawn_fails_alone(pipeline: Any) -> None:
 
 @contextmanager
 def fastapi_lock(pipeline: Any) -> Iterator[str]:
-    """In a thread; ``test_ours_and_a_peer_side_by_side`` starts it as users do."""
+    """In a thread; ``test_ours_and_a_peer_side_by_side`` has it in a process of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(PEERS))
         app = importlib.import_module("fastapi_lock").create_app(pipeline)
@@ -192,13 +191,22 @@ def serving_docs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("parts.serving_docs")
 
 
-def test_ours_and_a_peer_side_by_side(z_image_path: Path, tmp_path: Path, serving_docs: ModuleType) -> None:
+@pytest.mark.usefixtures("forked_models")
+def test_ours_and_a_peer_side_by_side(
+    z_image_path: Path,
+    tmp_path: Path,
+    serving_docs: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     output, page = tmp_path / "serving.json", tmp_path / "benchmarks.md"
+    script = str(BENCHMARKS / "serving.py")
     flags = ["--quick", "--servers", "ours", "fastapi_lock", "--model-path", str(z_image_path)]
-    command = [sys.executable, str(BENCHMARKS / "serving.py"), *flags, "--output", str(output), "--docs", str(page)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "Mixed everything" in done.stdout
+    monkeypatch.setattr(sys, "argv", [script, *flags, "--output", str(output), "--docs", str(page)])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(script, run_name="__main__")
+    assert left.value.code == 0
+    assert "Mixed everything" in capsys.readouterr().out
     data = json.loads(output.read_text())
     assert [run["server"] for run in data["runs"]] == ["fastapi_lock", "ours"]
     assert all(run["summary"]["completed_requests"] == 4 == len(run["latencies"]) for run in data["runs"])

@@ -1,6 +1,7 @@
 """Files are read back with other readers than ours: what is in them is what went in."""
 
 import io
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -55,8 +56,10 @@ def test_an_mp4_plays_while_it_comes_in(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["/dev/full", "/nowhere/film.mp4"])
 def test_what_can_not_be_written_is_an_error(path: str) -> None:
+    opened = os.listdir("/proc/self/fd")
     with pytest.raises(OSError, match=r"No space left|No such file"):
         write_mp4(Path(path), output(film(40, 128, 128)), 8)
+    assert os.listdir("/proc/self/fd") == opened
 
 
 def test_a_thumbnail_is_the_first_frame() -> None:

@@ -16,8 +16,8 @@ Measured on {date}, on {cpu}; `python benchmarks/scheduling.py` measures it anew
 than the longest of {requests}.
 """
 POLICIES = """
-The shortest remaining time first, with different ageing, over first come, first served at the same width; steps of 8,
-28 and 50, load {load}.
+A start for what is short, and the shortest remaining time first with different ageing, over first come, first served
+at the same width; steps of 8, 28 and 50, load {load}.
 """
 
 

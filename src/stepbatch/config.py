@@ -11,6 +11,8 @@ from stepbatch.demo import MODEL_PATH
 from stepbatch.errors import InvalidValue, OptionError
 from stepbatch.sizes import parse_size
 
+API_KEY_VARIABLE = "STEPBATCH_API_KEY"  # of the environment: keys, separated by commas
+
 
 def option(
     default: Any,
@@ -22,6 +24,7 @@ def option(
     auto: bool = False,
     bare: Any = None,
     aliases: tuple[str, ...] = (),
+    secret: bool = False,
 ) -> Any:
     """A field that becomes a flag.
 
@@ -32,9 +35,11 @@ def option(
         auto: It is a number, or ``None``, which is written auto.
         bare: What the flag means without a value; ``None`` if it needs one.
         aliases: Other names of the flag.
+        secret: It is left out where a config is written as text.
     """
     bounds = {"low": low, "high": high, "endless": endless}
-    return field(default=default, metadata={"help": help, **bounds, "auto": auto, "bare": bare, "aliases": aliases})
+    metadata = {"help": help, **bounds, "auto": auto, "bare": bare, "aliases": aliases}
+    return field(default=default, repr=not secret, metadata=metadata)
 
 
 def check(config: Any) -> None:
@@ -138,12 +143,13 @@ class BatchingConfig:
         auto=True,
         low=1,
     )
-    scheduling_policy: Literal["fcfs", "srpt", "deadline"] = option(
-        "srpt",
-        "who goes first: first come, first served; the shortest remaining processing time; or the earliest deadline",
+    scheduling_policy: Literal["boost", "fcfs", "srpt", "deadline"] = option(
+        "boost",
+        "who goes first: first come, first served, with a start for what is short that grows with how busy it is; "
+        "without one; the shortest remaining processing time; or the earliest deadline",
     )
     ageing: float = option(
-        0.5, "seconds of remaining time that a second of waiting makes up for, where the shortest goes first", low=0
+        0.5, "seconds of remaining time that a second of waiting makes up for, with --scheduling-policy srpt", low=0
     )
     fair_shares: bool = option(False, "give each user, as requests name them, the same share of the machine's time")
 
@@ -244,6 +250,9 @@ class HttpConfig:
     host: str = option("127.0.0.1", "the address to listen on")
     port: int = option(30200, "the port to listen on", low=0, high=65535)
     url_ttl_seconds: float = option(3600.0, "how long a picture answered as a url can be fetched", low=1)
+    idempotency_seconds: float = option(
+        600.0, "how long an answer is kept for whoever sends the request again with the same Idempotency-Key", low=0
+    )
     drain_seconds: float = option(30.0, "how long requests in flight may take to finish at shutdown", low=0)
 
     def __post_init__(self) -> None:
@@ -254,18 +263,45 @@ class HttpConfig:
 class AccessConfig:
     """Who is let in."""
 
+    api_key: tuple[str, ...] = option(
+        (),
+        "a key that lets in, as NAME=KEY or KEY; may be repeated; others see it in the list of processes, unlike those "
+        "of --api-key-file, or of STEPBATCH_API_KEY in the environment, separated by commas",
+        secret=True,
+    )
+    api_key_file: str = option("", "a file of keys, NAME=KEY or KEY, one a line; a line may be a comment, after #")
+    insecure_no_auth: bool = option(False, "let anyone in, without a key, who reaches the server from other machines")
+    allowed_host: tuple[str, ...] = option(
+        (),
+        "a name that requests may call the server by, in their Host header, beside localhost and --host; may be "
+        "repeated; without it, any name will do where there are keys, or --insecure-no-auth",
+    )
+    docs: bool = option(False, "serve /openapi.json, the description of this interface")
+
     def __post_init__(self) -> None:
         check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LimitsConfig:
-    """How much a client may send; what has more is refused before it is held."""
+    """How much a client may send, and how slowly; what has more is refused before it is held."""
 
     max_body_bytes: int = option(1 << 20, "the largest body of a request, or all of an edit's texts", low=1024)
     max_upload_bytes: int = option(32 << 20, "the largest body of an edit, its images included", low=1024)
     max_image_bytes: int = option(32 << 20, "the largest file of an image or mask", low=1024)
     max_image_pixels: int = option(16 << 20, "the most pixels of an image or mask", low=1024)
+    max_uploads_mb: int = option(
+        512, "room for bodies, and what their images decode to, until they are answered, MiB", low=1
+    )
+    max_form_parts: int = option(64, "the most parts of a form", low=1)
+    max_header_bytes: int = option(16 << 10, "the longest request line and headers, together", low=1024)
+    max_prompt_bytes: int = option(32 << 10, "the longest prompt, and negative prompt, in UTF-8", low=1)
+    max_outputs: int = option(10, "the most pictures of a request, its n", low=1, high=10)
+    max_steps: int = option(1000, "the most denoising steps that a request may ask for", low=1, high=1000)
+    max_connections: int = option(1024, "the most clients that are connected; another is answered 503", low=1)
+    header_seconds: float = option(10.0, "how long a request line and its headers may take to come", low=0.1)
+    body_seconds: float = option(30.0, "how long a body may take; each 64 KiB of it are a second more", low=0.1)
+    write_seconds: float = option(60.0, "how long a client may take for 64 KiB of its answer", low=0.1)
 
     def __post_init__(self) -> None:
         check(self)
@@ -276,6 +312,8 @@ class LogConfig:
     """What is written down."""
 
     log_level: Literal["debug", "info", "warning", "error"] = option("info", "how much is logged")
+    log_format: Literal["text", "json"] = option("text", "lines for people, or one JSON object a line")
+    log_prompts: bool = option(False, "log what each request asks to be drawn, 2,000 characters of it at most")
 
     def __post_init__(self) -> None:
         check(self)

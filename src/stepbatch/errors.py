@@ -13,18 +13,24 @@
         ├── UnknownParameter        400 unknown_parameter
         ├── InvalidJSON             400 invalid_json
         ├── InvalidForm             400 invalid_form
+        ├── InvalidHost             400 invalid_host
         ├── ContentRejected         400 content_policy_violation
+        ├── Unauthorized            401 invalid_api_key
         ├── NotFound                404 not_found
         ├── ModelNotFound           404 model_not_found
         ├── MethodNotAllowed        405 method_not_allowed
+        ├── RequestTimeout          408 request_timeout
         ├── PayloadTooLarge         413 payload_too_large
         ├── InvalidRange            416 invalid_range
+        ├── IdempotencyKeyReused    422 idempotency_key_reused
+        ├── HeadersTooLarge         431 headers_too_large
         ├── Overloaded              429 overloaded
         ├── RequestCancelled        499 request_cancelled
         ├── GenerationFailed        500 generation_failed
         ├── InvalidModelOutput      500 invalid_model_output
         ├── OutOfMemory             500 out_of_memory
         ├── InternalError           500 internal_error
+        ├── TooManyConnections      503 too_many_connections
         ├── EngineUnavailable       503 engine_unavailable
         ├── EngineDied              503 engine_died
         ├── ServerDied              503 server_died
@@ -72,11 +78,17 @@ class RequestError(StepbatchError):
     type = "invalid_request_error"
     should_retry: bool | None = None  # what clients are told by x-should-retry; None leaves it to the status
     retry_after: int | None = None  # seconds
+    retry_spread: int = 0  # seconds; each caller is told some of them more, so that not all come again at once
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
+
+    @property
+    def fields(self) -> dict[str, str | None]:
+        """What callers are told, by OpenAI's names."""
+        return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
 
 
 class InvalidValue(RequestError):
@@ -103,10 +115,25 @@ class InvalidForm(RequestError):
     code = "invalid_form"
 
 
+class InvalidHost(RequestError):
+    """The request is for another host, or from another's page."""
+
+    code = "invalid_host"
+    should_retry = False
+
+
 class ContentRejected(RequestError):
     """The model's own safety checker holds back what was drawn."""
 
     code = "content_policy_violation"
+
+
+class Unauthorized(RequestError):
+    """The request comes without a key, or with a wrong one."""
+
+    status = 401
+    code = "invalid_api_key"
+    should_retry = False
 
 
 class NotFound(RequestError):
@@ -130,6 +157,13 @@ class MethodNotAllowed(RequestError):
     code = "method_not_allowed"
 
 
+class RequestTimeout(RequestError):
+    """The request took too long to come in."""
+
+    status = 408
+    code = "request_timeout"
+
+
 class PayloadTooLarge(RequestError):
     """The body is over the limit."""
 
@@ -144,6 +178,20 @@ class InvalidRange(RequestError):
     code = "invalid_range"
 
 
+class IdempotencyKeyReused(RequestError):
+    """The request's Idempotency-Key is another request's."""
+
+    status = 422
+    code = "idempotency_key_reused"
+
+
+class HeadersTooLarge(RequestError):
+    """The request line and the headers are over the limit."""
+
+    status = 431
+    code = "headers_too_large"
+
+
 class Overloaded(RequestError):
     """More waits already than may; nothing has been begun.
 
@@ -155,6 +203,7 @@ class Overloaded(RequestError):
     code = "overloaded"
     type = "rate_limit_error"
     should_retry = True
+    retry_spread = 2
 
     def __init__(self, message: str, param: str | None = None, retry_after: int = 1) -> None:
         super().__init__(message, param)
@@ -203,6 +252,16 @@ class InternalError(RequestError):
     type = "server_error"
 
 
+class TooManyConnections(RequestError):
+    """As many clients are connected as may be."""
+
+    status = 503
+    code = "too_many_connections"
+    type = "server_error"
+    retry_after = 1
+    retry_spread = 4
+
+
 class EngineUnavailable(RequestError):
     """The engine is starting, restarting or shutting down."""
 
@@ -210,6 +269,7 @@ class EngineUnavailable(RequestError):
     code = "engine_unavailable"
     type = "server_error"
     retry_after = 5
+    retry_spread = 5
 
 
 class EngineDied(RequestError):
@@ -218,7 +278,9 @@ class EngineDied(RequestError):
     status = 503
     code = "engine_died"
     type = "server_error"
-    should_retry = False
+    should_retry = False  # not by itself: it may be to blame; a caller who knows better waits until all is well again
+    retry_after = 5
+    retry_spread = 5
 
 
 class ServerDied(RequestError):
@@ -256,18 +318,24 @@ REQUEST_ERRORS: dict[str, type[RequestError]] = {
         UnknownParameter,
         InvalidJSON,
         InvalidForm,
+        InvalidHost,
         ContentRejected,
+        Unauthorized,
         NotFound,
         ModelNotFound,
         MethodNotAllowed,
+        RequestTimeout,
         PayloadTooLarge,
         InvalidRange,
+        IdempotencyKeyReused,
+        HeadersTooLarge,
         Overloaded,
         RequestCancelled,
         GenerationFailed,
         InvalidModelOutput,
         OutOfMemory,
         InternalError,
+        TooManyConnections,
         EngineUnavailable,
         EngineDied,
         ServerDied,

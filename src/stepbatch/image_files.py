@@ -18,9 +18,17 @@ from stepbatch.errors import InvalidValue
 from stepbatch.image import InputImage
 
 MAX_SCANS = 100  # of a JPEG, which has about ten: each is a pass over all its pixels, and takes but a few bytes
+MAX_PASSES = 20  # over as many pixels as there may be
+MAX_PARTS = 10_000  # of a PNG or JPEG; of the largest, there are some thousands
+MAX_HEADER = 1 << 18  # bytes of a JPEG before its first scan, of what is needed to decode it
 
+_STRETCH = 1 << 18  # bytes that are searched at once, while which no other thread runs
 _DAMAGE = (OSError, SyntaxError, ValueError)  # what Pillow finds, in its words
-_MARKER = re.compile(rb"\xff+[\x01-\xcf\xd9-\xfe]")  # but for those within a scan: restarts, and a value of 255
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+_NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND")  # of a PNG's chunks
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by a PNG's kind of colours
+_MOST_PACKED = 1032  # bytes that deflate makes one of, at most
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd9-\xfe]")  # but for those within a scan: restarts, and a value of 255
 _ORIENTATION = 0x0112  # EXIF's tag
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -73,9 +81,14 @@ def read_picture(data: bytes, max_pixels: int, name: str, param: str) -> Picture
         InvalidValue: it is none of these, animated, too large, damaged, or of a kind that Pillow would read wrongly.
     """
     try:
+        data, scans = _needed(data)
         image = _open(data)
-        if image.width * image.height > max_pixels:
+        pixels = image.width * image.height
+        if pixels > max_pixels:
             raise _Refused(f"is {image.width}x{image.height}; it must have at most {max_pixels} pixels")
+        if scans > MAX_SCANS or scans * pixels > MAX_PASSES * max_pixels:
+            raise _Refused(f"has {scans} scans, which are too many")
+        _check_whole(image, data)
         image.load()
         _check_transparency(image, data)
         return _picture(_upright(image))
@@ -98,17 +111,55 @@ class _Jpeg(JpegImageFile):
         return Image.Exif()
 
 
+def _needed(data: bytes) -> tuple[bytes, int]:
+    """The file without what its pixels don't need, of which little can become much, and how many scans it has."""
+    if data.startswith(_PNG):
+        return b"".join([_PNG, *_png_parts(data)]), 0
+    if data.startswith(_JPEG):
+        parts, scans = _jpeg_parts(data)
+        return b"".join([data[:2], *parts]) if parts else data, scans
+    return data, 0
+
+
+def _png_parts(data: bytes) -> Iterator[memoryview]:
+    for number, (kind, part) in enumerate(_png_chunks(data), start=1):
+        if number > MAX_PARTS:
+            raise _Refused(f"has more than {MAX_PARTS} parts")
+        if kind == b"acTL":
+            raise _Refused("is animated; a single picture is needed")
+        if kind in _NEEDED:
+            yield part
+        if kind == b"IEND":
+            return
+
+
+def _jpeg_parts(data: bytes) -> tuple[list[memoryview], int]:
+    """What a decoder needs before the first scan, where Pillow looks at everything, and all from there."""
+    parts, size, scans, view = [], 0, 0, memoryview(data)
+    for kind, start, end in _jpeg_markers(data):
+        if kind in (0xD9, 0xDA):
+            parts += [] if scans else [view[start:]]
+            scans += kind == 0xDA
+        elif not scans and _is_needed(kind, data[start + 4 : start + 10]):
+            parts.append(view[start:end])
+            size += end - start
+        if size > MAX_HEADER:
+            raise _Refused(f"has more than {MAX_HEADER} bytes before its pixels")
+    return parts, scans
+
+
+def _is_needed(kind: int, part: bytes) -> bool:
+    """Whether a JPEG's part is: tables, frames, what says how colours are meant, and EXIF."""
+    return 0xC0 <= kind <= 0xE0 or kind == 0xEE or (kind == 0xE1 and part == b"Exif\0\0")
+
+
 def _open(data: bytes) -> ImageFile:
     """The file's header. ``Image.open`` would do more: guess among formats, and warn of large pictures on stderr."""
     if not data:
         raise _Refused("is empty")
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        if b"acTL" in _png_chunks(data):
-            raise _Refused("is animated; a single picture is needed")
+    if data.startswith(_PNG):
         return PngImageFile(io.BytesIO(data))
-    if data.startswith(b"\xff\xd8\xff"):
-        if _scans(data) > MAX_SCANS:
-            raise _Refused(f"has more than {MAX_SCANS} scans")
+    if data.startswith(_JPEG):
         return _Jpeg(io.BytesIO(data))  # of a file with more pictures behind it, as cameras write, the first
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         webp = WebPImageFile(io.BytesIO(data))
@@ -116,6 +167,18 @@ def _open(data: bytes) -> ImageFile:
             raise _Refused("is animated; a single picture is needed")
         return webp
     raise _Refused("is not a PNG, JPEG or WebP file")
+
+
+def _check_whole(image: ImageFile, data: bytes) -> None:
+    """Raise ``ValueError`` for a PNG that can't be whole, before there is memory for its pixels."""
+    if not isinstance(image, PngImageFile):
+        return
+    parts = list(_png_chunks(data))
+    packed = sum(len(part) for kind, part in parts if kind == b"IDAT")
+    depth, kind = data[24], data[25]  # the header is the first chunk
+    pixels = image.width * image.height * depth * _CHANNELS.get(kind, 1) // 8
+    if parts[-1][0] != b"IEND" or packed * _MOST_PACKED < pixels:
+        raise ValueError("it is cut off")
 
 
 def _check_transparency(image: ImageFile, data: bytes) -> None:
@@ -129,24 +192,34 @@ def _check_transparency(image: ImageFile, data: bytes) -> None:
         raise _Refused(f"has a transparent colour of {depth} bits; an alpha channel can be read")
 
 
-def _scans(data: bytes) -> int:
-    """How many scans a JPEG has, up to its end: phones put films behind it."""
-    count, position = 0, 2
-    while marker := _MARKER.search(data, position):
-        kind, position = data[marker.end() - 1], marker.end()
+def _jpeg_markers(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """What a JPEG consists of, up to its end, as phones put films behind it: its kind, and where it begins and ends."""
+    position = 2
+    for _ in range(MAX_PARTS):
+        start = _find_marker(data, position)
+        if start is None:
+            return
+        kind, length = data[start + 1], int.from_bytes(data[start + 2 : start + 4], "big")
+        position = start + 2 + length  # of its own bytes, none is a marker
+        yield kind, start, position
         if kind == 0xD9:  # the end
-            break
-        count += kind == 0xDA
-        position += int.from_bytes(data[position : position + 2], "big")  # of its own bytes, none is a marker
-    return count
+            return
+    raise _Refused(f"has more than {MAX_PARTS} parts")
 
 
-def _png_chunks(data: bytes) -> Iterator[bytes]:
-    """The kinds of a PNG's chunks, in order."""
-    position = 8
+def _find_marker(data: bytes, position: int) -> int | None:
+    for start in range(position, len(data), _STRETCH):
+        if found := _MARKER.search(data, start, start + _STRETCH + 1):
+            return found.start()
+    return None
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """A PNG's chunks: their kinds, and all of them."""
+    position, view = 8, memoryview(data)
     while position + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
-        yield kind
+        yield kind, view[position : position + 12 + length]
         position += 12 + length
 
 

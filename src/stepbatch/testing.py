@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
@@ -18,6 +19,8 @@ from stepbatch.image import InputImage
 from stepbatch.model_info import Defaults, ModelInfo
 from stepbatch.request import GenerationRequest, Job
 
+DEATH = 17  # the exit status of a process that was asked to end
+
 
 class FakeRunner:
     """A runner whose steps take a fixed time and whose pictures are one colour, made from prompt, seed and images.
@@ -27,8 +30,10 @@ class FakeRunner:
     With ``--fake-videos`` it makes videos instead, from a prompt and perhaps an image; each frame has another colour.
 
     Words in a prompt make it misbehave: ``[raise-check]``, ``[raise-encode]``, ``[raise-denoise]``, ``[raise-decode]``
-    raise there, ``[nan]`` makes invalid output, ``[die]`` ends the process in a step, ``[hang]`` never comes back from
-    one, ``[lost]`` loses the device there, and ``[long]`` is refused as over-long.
+    raise there, ``[die-check]``, ``[die-encode]``, ``[die-denoise]`` or ``[die]``, ``[die-decode]`` end the process
+    there, ``[nan]`` makes invalid output, ``[hang]`` never comes back from a step, nor does ``[spin]``, which is busy
+    meanwhile, ``[lost]`` loses the device in one, and ``[long]`` is refused as over-long. ``[noise]`` draws noise,
+    whose files are large.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -37,7 +42,7 @@ class FakeRunner:
         self.step_seconds = config.fake_step_ms / 1000
         self.decode_seconds = 0.0  # of an output
         self.memory_tokens = config.fake_memory_tokens or math.inf
-        self.steps: deque[list[tuple[str, int]]] = deque(maxlen=10_000)  # the jobs of the last steps
+        self.steps: deque[list[tuple[str, int]]] = deque(maxlen=1000)  # the jobs of the last steps
         self._left: dict[tuple[str, int], float] = {}  # seconds, of decodings under way
         self.info = ModelInfo(
             id=config.served_model_name or "fake",
@@ -70,6 +75,8 @@ class FakeRunner:
     def pixels(prompt: str, seed: int, width: int, height: int, images: Sequence[InputImage] = ()) -> bytes:
         """The picture of a prompt, a seed and images, a mask being the last of them, as RGB bytes."""
         source = f"{prompt} {seed}".encode() + b"".join(image.digest for image in images)
+        if "[noise]" in prompt:
+            return random.Random(source).randbytes(3 * width * height)
         return hashlib.sha256(source).digest()[:3] * (width * height)
 
     @classmethod
@@ -82,8 +89,7 @@ class FakeRunner:
     def check(self, request: GenerationRequest) -> None:
         if "[long]" in request.prompt:
             raise InvalidValue("prompt is too long", "prompt")
-        if "[raise-check]" in request.prompt:
-            raise RuntimeError("asked to by [raise-check]")
+        self._fail("check", [request])
 
     def lengths(self, request: GenerationRequest) -> tuple[int, ...]:
         assert request.width is not None and request.height is not None
@@ -99,23 +105,25 @@ class FakeRunner:
         return True
 
     def encode(self, jobs: Sequence[Job]) -> None:
-        self._raise("[raise-encode]", jobs)
+        self._fail("encode", [job.request for job in jobs])
 
     def denoise(self, jobs: Sequence[Job], tick: Callable[[int, int], None]) -> None:
-        self._raise("[raise-denoise]", jobs)
+        self._fail("denoise", [job.request for job in jobs])
         if any("[lost]" in job.request.prompt for job in jobs):
             raise DeviceLost("asked to by [lost]")
         if sum(job.tokens for job in jobs) > self.memory_tokens:
             raise MemoryError("as if there were no more")
         if any("[die]" in job.request.prompt for job in jobs):
-            os._exit(17)
+            os._exit(DEATH)
         while any("[hang]" in job.request.prompt for job in jobs):
             time.sleep(60)
+        while any("[spin]" in job.request.prompt for job in jobs):
+            pass
         time.sleep(self.step_seconds)
         self.steps.append([job.id for job in jobs])
 
     def decode(self, jobs: Sequence[Job], seconds: float = math.inf) -> list[bytes | RequestError | None]:
-        self._raise("[raise-decode]", jobs)
+        self._fail("decode", [job.request for job in jobs])
         pictures: list[bytes | RequestError | None] = []
         for job in jobs:
             left = self._left.pop(job.id, self.decode_seconds)
@@ -150,9 +158,12 @@ class FakeRunner:
         return self.pixels(request.prompt, job.seed, request.width, request.height, images)
 
     @staticmethod
-    def _raise(word: str, jobs: Sequence[Job]) -> None:
-        if any(word in job.request.prompt for job in jobs):
-            raise RuntimeError(f"asked to by {word}")
+    def _fail(where: str, requests: Sequence[GenerationRequest]) -> None:
+        """Raise, or end the process, if a request asks for it here."""
+        if any(f"[raise-{where}]" in request.prompt for request in requests):
+            raise RuntimeError(f"asked to by [raise-{where}]")
+        if any(f"[die-{where}]" in request.prompt for request in requests):
+            os._exit(DEATH)
 
 
 class WholeCallRunner(FakeRunner):

@@ -34,7 +34,13 @@ def write_mp4(path: Path, output: Output, fps: int) -> None:
     """
     frames = _frames(output)
     height, width = output.height + output.height % 2, output.width + output.width % 2
-    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as file:
+    written = io.BytesIO()  # as PyAV never closes a file of its own where there is no room for the header
+
+    def again(*_: object) -> io.BytesIO:
+        return io.BytesIO(written.getvalue())
+
+    # Its index, which is known last, is put first: for that, what is behind it is read again.
+    with av.open(written, "w", format="mp4", options={"movflags": "+faststart"}, io_open=again) as file:
         stream = file.add_stream("libx264", rate=Fraction(fps), options=_ENCODER)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.time_base = Fraction(1, fps)
@@ -48,6 +54,7 @@ def write_mp4(path: Path, output: Output, fps: int) -> None:
             frame.pts, frame.time_base = number, Fraction(1, fps)
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
+    path.write_bytes(written.getbuffer())
 
 
 def thumbnail(output: Output) -> bytes:

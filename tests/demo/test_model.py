@@ -23,7 +23,7 @@ def image_of(output: Output) -> Image.Image:
 
 
 def test_it_draws_what_prompts_say(engine: Engine) -> None:
-    wanted = list(unseen(30, seed=1))
+    wanted = list(unseen(12, seed=1))
     outputs = engine.generate([request for _, request in wanted])
     right = [matches(image_of(o[0]), scene) for (scene, _), o in zip(wanted, outputs, strict=True)]
     assert sum(right) >= 0.8 * len(right)
@@ -38,11 +38,9 @@ def test_other_words_still_draw(engine: Engine, prompt: str) -> None:
 
 def test_guidance_changes_the_picture(engine: Engine) -> None:
     seed = random.Random(0).randrange(1000)
-    pictures = [
-        engine.generate([GenerationRequest(prompt="a red star", guidance_scale=scale, seed=seed)])[0][0].pixels
-        for scale in (0.0, 1.5)
-    ]
-    assert pictures[0] != pictures[1]
+    fields = {"prompt": "a red star", "width": 128, "height": 128, "num_inference_steps": 4, "seed": seed}
+    outputs = engine.generate([GenerationRequest(**fields, guidance_scale=scale) for scale in (0.0, 1.5)])
+    assert outputs[0][0].pixels != outputs[1][0].pixels
 
 
 def test_it_is_small() -> None:

@@ -6,6 +6,8 @@ import asyncio
 import math
 import os
 import signal
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,13 +27,15 @@ FAKE = ModelConfig(backend="fake", fake_step_ms=20)
 INFO = FakeRunner(FAKE).info
 
 
-def door(costs: Costs = COSTS, model: ModelConfig = FAKE, **bounds: Any) -> Admission:
+def door(
+    costs: Costs = COSTS, model: ModelConfig = FAKE, clock: Callable[[], float] = time.monotonic, **bounds: Any
+) -> Admission:
     config = EngineConfig(
         model=model,
         batching=BatchingConfig(dynamic_batch_max_size=1, scheduling_policy="fcfs"),
         admission=AdmissionConfig(**bounds),
     )
-    admission = Admission(config)
+    admission = Admission(config, clock)
     admission.serve(FakeRunner(model).info, costs)
     return admission
 
@@ -128,6 +132,28 @@ def test_when_to_come_again_is_from_1_to_120_seconds(waits: float, retry: int) -
     with pytest.raises(Overloaded) as refused:
         admission.check()
     assert refused.value.retry_after == retry
+
+
+def test_those_who_are_refused_come_again_one_after_the_other() -> None:
+    now = [50.0]
+    admission = door(max_queue_seconds=10, clock=lambda: now[0])
+    for name in "abc":
+        admission.admit(name, ask(4), 0.0)  # 4.5 s each
+
+    def told() -> int | None:
+        with pytest.raises(Overloaded) as refused:
+            admission.check()
+        return refused.value.retry_after
+
+    assert [told() for _ in range(4)] == [5, 9, 14, 18]
+    now[0] += 10  # in which the machine would have worked on two of them, and a bit
+    assert told() == 13
+    many = [told() or 0 for _ in range(1000)]
+    assert min(many) == 5
+    assert 110 < max(many) <= 120
+    assert max(many.count(second) for second in set(many)) < 50
+    now[0] += 1000
+    assert told() == 5
 
 
 def test_unless_told_otherwise_pictures_wait_for_ten_minutes_and_videos_for_ever() -> None:

@@ -1,7 +1,6 @@
 import asyncio
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -14,7 +13,8 @@ import pytest
 
 from stepbatch.config import BatchingConfig, EngineConfig, ModelConfig
 from stepbatch.engine import client, supervisor
-from stepbatch.engine.client import AsyncEngine, Handle, JobProgress, Patience
+from stepbatch.engine.client import AsyncEngine, Patience
+from stepbatch.engine.handle import Handle, JobProgress
 from stepbatch.engine.messages import Cancelled, FromEngine, Output, Progress, Submit, Unit, encode
 from stepbatch.errors import (
     EngineDied,
@@ -240,16 +240,6 @@ async def test_a_request_that_hangs_the_engine_gets_no_third_try() -> None:
         await until(lambda: engine.restarts == 2)  # the mates may be done before
 
 
-async def test_a_stopped_engine_is_replaced() -> None:
-    async with running(patience=SHORT) as (engine, _):
-        pid = engine.pid
-        kill(engine, signal.SIGSTOP)
-        handle = engine.submit(ask("x"))
-        assert is_correct(handle, await handle.outputs())
-        assert engine.restarts == 1
-        assert engine.pid != pid
-
-
 async def test_a_pause_of_this_process_is_no_hang() -> None:
     async with running(patience=SHORT) as (engine, _):
         handle = engine.submit(ask("x", steps=1000))
@@ -311,21 +301,33 @@ async def test_an_engine_that_cannot_be_restarted_ends_what_is_held(monkeypatch:
         kill(engine)
         with pytest.raises(EngineUnavailable):
             await handle.outputs()
-        assert not engine.ready
+        assert engine.state == "failed"
         assert engine.pid is None
         with pytest.raises(EngineUnavailable):
             engine.submit(ask("y"))
 
 
+async def test_a_request_that_kills_the_engine_when_it_is_looked_at_is_known_by_that() -> None:
+    async with running() as (engine, _):
+        other = engine.submit(ask("x", steps=50))
+        with pytest.raises(EngineDied, match="twice"):
+            await engine.submit(ask("[die-check]")).outputs()
+        assert is_correct(other, await other.outputs())
+        assert not other.suspects
+        assert engine.restarts == 2
+
+
 async def test_a_request_that_kills_the_engine_before_any_work_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
     starting_with(
         monkeypatch,
-        "import os\nfrom stepbatch.testing import FakeRunner\n"
-        "FakeRunner.check = lambda self, request: '[check]' in request.prompt and os._exit(9)",
+        "import os\ntake = process.Link.take\n"
+        "def die(self):\n    message = take(self)\n"
+        "    'unreadable' in str(message) and os._exit(9)\n    return message\n"
+        "process.Link.take = die",
     )
     async with running() as (engine, _):
         with pytest.raises(EngineDied):
-            await engine.submit(ask("[check]")).outputs()
+            await engine.submit(ask("unreadable")).outputs()
         handle = engine.submit(ask("x"))
         assert is_correct(handle, await handle.outputs())
 
@@ -338,6 +340,9 @@ async def test_stop_gives_what_is_in_flight_its_time() -> None:
         assert not engine.ready
         with pytest.raises(EngineUnavailable, match="shutting down"):
             engine.submit(ask("late"))
+        engine.admission.backlog = 1e9
+        with pytest.raises(EngineUnavailable, match="shutting down"):
+            engine.check()  # and not that there is too much to do
         assert is_correct(quick, await quick.outputs())
         with pytest.raises(EngineUnavailable):
             await slow.outputs()
@@ -361,41 +366,16 @@ async def test_stop_ends_an_engine_that_does_not_listen() -> None:
             await handle.outputs()
 
 
-PARENT = """
-import asyncio
-from stepbatch.config import EngineConfig, ModelConfig
-from stepbatch.engine.client import AsyncEngine
-from stepbatch.request import GenerationRequest
-
-async def main():
-    engine = AsyncEngine(EngineConfig(model=ModelConfig(backend="fake")))
-    await engine.start()
-    engine.submit(GenerationRequest(prompt="[hang]"))
-    await asyncio.sleep(0.2)
-    print(engine.pid, flush=True)
-    await asyncio.sleep(60)
-
-asyncio.run(main())
-"""
-
-
-async def test_the_engine_goes_when_its_parent_is_killed(tmp_path: Path) -> None:
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
-    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True, env=environment) as parent:
-        assert parent.stdout
-        pid = int(parent.stdout.readline())
-        assert is_alive(pid)
-        assert list(tmp_path.iterdir())
-        parent.kill()
-    await until(lambda: not is_alive(pid), seconds=5)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"  # one that nobody has reaped is dead all the same
+async def test_an_engine_killed_while_it_writes_its_record_is_started_again() -> None:
+    async with running(step_ms=50) as (engine, messages):
+        handle = engine.submit(ask("x", steps=20))
+        await until(lambda: any(isinstance(message, Progress) for message in messages))
+        kill(engine, signal.SIGSTOP)
+        assert engine._process
+        os.pwrite(engine._process._record.fileno(), b"\0\0\1\0torn", 0)
+        kill(engine)
+        assert is_correct(handle, await handle.outputs())
+        assert engine.restarts == 1
 
 
 async def test_a_message_that_cannot_be_read_ends_the_engine_process() -> None:

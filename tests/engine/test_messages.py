@@ -91,3 +91,9 @@ def test_a_request_that_comes_through_has_been_validated_again() -> None:
     object.__setattr__(request, "guidance_scale", math.inf)
     with pytest.raises(InvalidValue, match="guidance_scale"):
         decode_to_engine(encode(Submit("r", request, [0], 0.0)))
+
+
+def test_a_message_whose_text_is_no_text_raises() -> None:
+    for decode, message in ((decode_from_engine, Refused("abc")), (decode_to_engine, Cancel("abc"))):
+        with pytest.raises(msgspec.DecodeError):
+            decode(encode(message).replace(b"abc", b"\xff\xfe\xfd"))

@@ -1,6 +1,6 @@
 import math
 
-from stepbatch.engine.policies import POLICIES, Outlook, deadline, fcfs, srpt
+from stepbatch.engine.policies import LEAST, POLICIES, Outlook, boost, deadline, fcfs, srpt
 from stepbatch.request import GenerationRequest, Job
 
 
@@ -9,8 +9,8 @@ def job(arrival: float = 0.0, timeout: float | None = None, priority: int = 0) -
     return Job("a", 0, request, (1,), arrival)
 
 
-def outlook(remaining: float, now: float = 0.0, ageing: float = 0.5) -> Outlook:
-    return Outlook(remaining, now, ageing)
+def outlook(remaining: float, now: float = 0.0, ageing: float = 0.5, decay: float = 0.1) -> Outlook:
+    return Outlook(remaining, now, ageing, usual=remaining, decay=decay)
 
 
 def test_in_order_of_arrival_whatever_is_left() -> None:
@@ -23,6 +23,29 @@ def test_the_shortest_first_until_what_is_long_has_waited_for_it() -> None:
     assert srpt(job(19.0), outlook(1.0)) > long  # nine seconds less are made up for by eighteen of waiting
     assert srpt(job(1000.0), outlook(1.0, ageing=0.0)) < srpt(job(0.0), outlook(10.0, ageing=0.0))
     assert srpt(job(1.0), outlook(5.0)) < srpt(job(1.5), outlook(5.0))
+
+
+def test_a_start_for_what_is_short_that_ends() -> None:
+    long = boost(job(0.0), outlook(30.0))
+    start = -math.log(1 - math.exp(-0.1)) / 0.1 + math.log(1 - math.exp(-3.0)) / 0.1  # of one second over thirty
+    assert boost(job(start - 0.01), outlook(1.0)) < long < boost(job(start + 0.01), outlook(1.0))
+    assert boost(job(3.0), outlook(5.0)) < boost(job(3.5), outlook(5.0))
+    assert boost(job(3.0), outlook(4.9)) < boost(job(3.0), outlook(5.0)), "a job that runs goes ahead of its like"
+
+
+def test_the_start_is_the_greater_the_longer_waits_are() -> None:
+    starts = [
+        -boost(job(), outlook(1.0, decay=decay))[0] + boost(job(), outlook(9.0, decay=decay))[0]
+        for decay in (1.0, 0.1, 0.01, 0.001)
+    ]
+    assert starts == sorted(starts)
+    assert starts[0] < 0.5
+
+
+def test_nothing_known_is_as_they_came() -> None:
+    assert boost(job(1.0), outlook(99.0, decay=0.0)) < boost(job(2.0), outlook(1.0, decay=0.0))
+    assert boost(job(1.0), outlook(0.0)) < boost(job(2.0), outlook(0.0))
+    assert math.isfinite(boost(job(1.0), outlook(LEAST / 9))[0])
 
 
 def test_the_earliest_deadline_of_the_highest_priority_first_and_what_is_lost_last() -> None:

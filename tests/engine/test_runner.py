@@ -87,14 +87,14 @@ limits = st.builds(
 alone: dict[GenerationRequest, list[torch.Tensor]] = {}
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(visits=visits_of(requests), limits=limits)
 def test_batched_equals_alone(z_image_runner: TorchRunner, visits: list[Visit], limits: BatchingConfig) -> None:
     """Whatever the company, the limits, the joins and the cancels, a job's latents are those it has by itself."""
     assert worst_difference(z_image_runner, visits, limits) < TOLERANCE
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(visits=visits_of(videos), limits=limits)
 def test_batched_equals_alone_with_two_transformers(
     wan_runner: TorchRunner, visits: list[Visit], limits: BatchingConfig

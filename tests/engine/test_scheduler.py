@@ -418,6 +418,43 @@ def test_the_shortest_goes_first_and_takes_the_step_of_one_that_has_begun() -> N
     assert in_order.schedule(2.0).denoise[0].steps == 50
 
 
+ONE_BY_ONE = Costs(known=True, step=StepCost(per_token=1.0))  # a step of a token takes a second, however wide
+
+
+def test_what_is_long_gets_its_turn_however_many_short_ones_come() -> None:
+    long = job(steps=100, arrival=200.0)
+    shorts = [job(steps=4, arrival=4 * number / 1.5) for number in range(400)]  # half as many again as can be done
+    coming, under_test, now, passed = sorted([long, *shorts], key=lambda one: one.arrival), measured(ONE_BY_ONE), 0.0, 0
+    while long.state is not JobState.FINISHED:
+        while coming and coming[0].arrival <= now:
+            filled(under_test, coming.pop(0))
+        passed += sum(one.arrival > long.arrival for one in advance(under_test, under_test.schedule(now)))
+        now += 1
+    assert 20 < passed < 200, "short ones have a start, but not for ever"
+    assert under_test.waiting > 50, "they would have kept the machine busy"
+
+
+def test_of_equal_jobs_none_goes_before_another_whatever_is_learned_meanwhile() -> None:
+    under_test, done, now = measured(ONE_BY_ONE), list[Job](), 0.0
+    steps = [9, 2, 30] * 40
+    coming = [job(steps=steps[i], arrival=float(min(i, 60))) for i in range(120)]  # calm, and then all at once
+    while len(done) < 120:
+        while coming and coming[0].arrival <= now:
+            filled(under_test, coming.pop(0))
+        plan = under_test.schedule(now)
+        done += advance(under_test, plan)
+        now += 1
+    for alike in (2, 9, 30):
+        arrivals = [one.arrival for one in done if one.steps == alike]
+        assert arrivals == sorted(arrivals)
+
+
+def test_a_decay_that_is_given_is_kept() -> None:
+    calm = [job(steps=50), job(steps=8, arrival=40.0)]
+    first = [Scheduler(BatchingConfig(), ONE_BY_ONE, decay) for decay in (0.0, 1.0, 1e-3)]
+    assert [filled(one, *calm).in_order()[0].steps for one in first] == [50, 50, 8]
+
+
 def test_a_plan_stands_until_someone_comes_or_is_through() -> None:
     under_test = filled(measured(dynamic_batch_max_size=2), job(steps=5), job(steps=3), job(steps=9, arrival=1.0))
     plan = under_test.schedule(1.0)

@@ -2,8 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stepbatch.config import BatchingConfig
 from stepbatch.engine.cost import StepCost
-from stepbatch.engine.width import SHORT_OF_BEST, best_width
+from stepbatch.engine.width import SHORT_OF_BEST, USUAL, WIDTHS, Pace, best_width, paces
 
 seconds = st.floats(0, 1)
 costs = st.builds(
@@ -13,6 +14,7 @@ costs = st.builds(
     base=seconds,
     per_token=st.floats(1e-6, 1e-3),
     per_square=st.floats(0, 1e-6),
+    factors=st.sampled_from([(), ((8.0, 1.0), (11.0, 1.5), (14.0, 0.7))]),
 )
 sizes = st.lists(st.integers(1, 5000), min_size=1, max_size=40)
 
@@ -53,3 +55,30 @@ def test_attention_of_long_sequences_is_paid_for_each_and_not_for_the_square_of_
     cost = StepCost(base=0.01, per_token=1e-5, per_square=1e-8)
     assert cost.seconds(8192, 2 * 4096**2) == pytest.approx(0.01 + 0.08192 + 2 * 0.16777, rel=1e-3)
     assert cost.seconds(8192, 8192**2) > 1.5 * cost.seconds(8192, 2 * 4096**2)
+
+
+@pytest.mark.parametrize(
+    ("cost", "limits", "pace"),
+    [
+        (StepCost(per_token=0.01), {}, Pace(1.0, 1.0, 1.0)),  # nothing is shared
+        (StepCost(per_token=0.01, base=0.01), {}, Pace(1.01, 1 + 0.01 / 64, 1.01)),  # hardly anything
+        (StepCost(host=8.0, per_token=0.01), {}, Pace(8.0, 1.0, 8.0)),  # eight for the price of one
+        (StepCost(host=8.0, per_token=0.01), {"dynamic_batch_max_size": 5}, Pace(8.0, 2.0, 8.0)),
+        (StepCost(host=8.0, per_token=0.01), {"max_batch_tokens": 250}, Pace(8.0, 4.0, 8.0)),
+        (StepCost(host=8.0, per_token=0.01), {"max_batch_tokens": 9}, Pace(8.0, 8.0, 8.0)),  # over it by itself
+        (StepCost(), {}, Pace(0.0, 0.0, 0.0)),  # nobody knows
+    ],
+)
+def test_the_pace_of_a_job_of_a_hundred_tokens(cost: StepCost, limits: dict[str, int], pace: Pace) -> None:
+    told = paces(cost, BatchingConfig(**limits))(100, 10_000)  # type: ignore[arg-type]
+    assert (told.alone, told.share, told.usual) == pytest.approx((pace.alone, pace.share, pace.usual))
+
+
+@given(costs, st.integers(1, 5000))
+def test_a_full_step_has_as_many_as_nearly_pays(cost: StepCost, tokens: int) -> None:
+    pace = paces(cost, BatchingConfig())(tokens, tokens**2)
+    shares = {width: cost.seconds(width * tokens, width * tokens**2) / width for width in WIDTHS}
+    assert pace.share == min(shares.values())
+    usual = {width: share for width, share in shares.items() if width <= USUAL}
+    enough = min(width for width, share in usual.items() if 0.98 * share <= min(usual.values()))
+    assert pace.usual == pytest.approx(enough * shares[enough])

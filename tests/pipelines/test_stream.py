@@ -36,7 +36,7 @@ def folder(checkpoint: Checkpoints) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+def server(folder: Path, tmp_path_factory: pytest.TempPathFactory, forked_models: None) -> Iterator[Serving]:
     with serving(folder, tmp_path_factory.mktemp("server")) as started:
         yield started
 

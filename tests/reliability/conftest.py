@@ -42,11 +42,11 @@ def note() -> Callable[[record.Finding], None]:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Served]]:
-    """Starts servers in processes of their own, with these flags; they are killed at the end."""
+    """Starts servers in processes of their own, with these flags and environment; they are killed at the end."""
     started: list[Served] = []
 
-    def start(*flags: str) -> Served:
-        started.append(Served(*flags))
+    def start(*flags: str, env: dict[str, str] | None = None) -> Served:
+        started.append(Served(*flags, env=env))
         return started[-1]
 
     try:

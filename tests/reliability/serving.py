@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,11 @@ class Served:
         assert found, name
         return float(found[1])
 
+    def disconnect(self) -> None:
+        """Close all connections that are kept."""
+        self.http.close()
+        self.http = httpx.Client(base_url=self.url, timeout=60)
+
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
@@ -79,6 +86,49 @@ class Served:
         self.process.kill()
         self.process.communicate()
         self._log.close()
+
+
+def until(condition: Callable[[], object], seconds: float = 30.0) -> float:
+    """Wait for something to come true; the seconds that it took."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds, "it has not come true"
+        time.sleep(0.005)
+    return time.monotonic() - began
+
+
+def until_not_ready(server: Served) -> tuple[float, float]:
+    """Wait until ``/ready`` says 503.
+
+    Returns:
+        The seconds after which nobody was told 200 who asked, and those until the first 503 was there. Between them are
+        what client and machine take.
+    """
+    began, last = time.monotonic(), 0.0
+    while True:
+        asked = time.monotonic() - began
+        if server.http.get("/ready").status_code == 503:
+            return last, time.monotonic() - began
+        assert asked < 30.0, "it is still ready"
+        last = asked
+
+
+def run_first(folder: Path, code: str) -> dict[str, str]:
+    """An environment in which every Python process runs some code before all else."""
+    (folder / "sitecustomize.py").write_text(code)
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))}
+
+
+def address(url: str) -> tuple[str, int]:
+    """Host and port."""
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    return host, int(port)
+
+
+def listens(url: str) -> bool:
+    """Whether somebody takes connections there."""
+    with socket.socket() as client:
+        return client.connect_ex(address(url)) == 0
 
 
 def children(pid: int) -> list[int]:

@@ -71,13 +71,13 @@ def running(
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[RunningServer]:
-    with running(MODEL) as server:
+    with running(MODEL, docs=True) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def video_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    with running(VIDEO_MODEL, video_dir=str(tmp_path_factory.mktemp("videos"))) as server:
+    with running(VIDEO_MODEL, docs=True, video_dir=str(tmp_path_factory.mktemp("videos"))) as server:
         yield server
 
 

@@ -14,9 +14,10 @@ from fastapi import FastAPI
 from stepbatch.cli.parser import build_groups
 from stepbatch.config import EngineConfig, ModelConfig, ServerConfig
 from stepbatch.engine.admission import Admission
-from stepbatch.engine.client import AsyncEngine, Handle
+from stepbatch.engine.client import AsyncEngine, State
 from stepbatch.engine.cost import UNKNOWN
 from stepbatch.engine.forecast import Prediction
+from stepbatch.engine.handle import Handle
 from stepbatch.engine.messages import FromEngine, Output, Stats
 from stepbatch.errors import EngineUnavailable, RequestCancelled
 from stepbatch.model_info import ModelInfo
@@ -44,7 +45,7 @@ class RunningServer:
 class StubEngine:
     """An engine in a state that a real one can't be held in."""
 
-    ready: bool = False
+    state: State = "restarting"
     stats: Stats = field(default_factory=Stats)
     restarts: int = 0
     on_message: Callable[[FromEngine], None] | None = None
@@ -56,6 +57,13 @@ class StubEngine:
     def __post_init__(self) -> None:
         self.admission = Admission(self.config)
         self.admission.serve(self.info, UNKNOWN)
+
+    @property
+    def ready(self) -> bool:
+        return self.state == "ready"
+
+    def check(self) -> None:
+        self.admission.check()
 
     def submit(self, request: GenerationRequest, request_id: str | None = None) -> Any:
         raise self.error
@@ -102,7 +110,7 @@ def call(app: FastAPI, method: str, path: str, **options: Any) -> httpx.Response
 
     async def run() -> httpx.Response:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.request(method, path, **options)
 
     return asyncio.run(run())

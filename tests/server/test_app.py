@@ -35,6 +35,26 @@ def test_a_model_says_how_it_is_guided_and_that_it_takes_no_images() -> None:
         assert (model["limits"]["max_images"], model["guidance"]) == (0, field)
 
 
+def test_the_server_s_own_limits_are_told() -> None:
+    app = make_app(StubEngine(), max_outputs=3, max_steps=50, max_prompt_bytes=1000, docs=True)
+    (model,) = call(app, "GET", "/v1/models").json()["data"]
+    assert {name: model["limits"][name] for name in ("n", "num_inference_steps", "prompt_bytes")} == {
+        "n": 3,
+        "num_inference_steps": 50,
+        "prompt_bytes": 1000,
+    }
+    schemas = call(app, "GET", "/openapi.json").json()["components"]["schemas"]
+    for name in ("ImageRequest", "EditRequest", "VideoRequest", "VideoForm"):
+        fields = schemas[name]["properties"]
+        assert fields["num_inference_steps"]["maximum"] == 50
+        assert fields.get("n", {"maximum": 3})["maximum"] == 3
+    for path, fields in (("/v1/images/generations", {"n": 4}), ("/v1/images/generations", {"prompt": 1001 * "x"})):
+        assert_error(call(app, "POST", path, json={"prompt": "x", **fields}), 400, "invalid_value", *fields)
+    form = {"prompt": "x", "num_inference_steps": "51"}
+    response = call(app, "POST", "/v1/images/edits", data=form, files={"image": b"x"})
+    assert_error(response, 400, "invalid_value", "num_inference_steps")
+
+
 def test_another_model_is_not_there(http: httpx.Client) -> None:
     assert_error(http.get("/v1/models/dall-e-3"), 404, "model_not_found", "model")
 
@@ -44,17 +64,25 @@ def test_model_info_names_the_path(http: httpx.Client) -> None:
 
 
 def test_a_running_server_is_healthy_and_ready(http: httpx.Client) -> None:
-    assert http.get("/health").json() == {"status": "ok"}
+    answer = http.get("/health")
+    assert answer.json() == {"status": "ok", "engine": "ready"}
+    assert "server" not in answer.headers
     assert http.get("/ready").json() == {"status": "ready"}
     assert http.head("/health").status_code == 200
 
 
 def test_while_the_engine_restarts_the_server_is_alive_but_not_ready() -> None:
-    app = make_app(StubEngine(ready=False))
-    assert call(app, "GET", "/health").status_code == 200
+    app = make_app(StubEngine(state="restarting"))
+    assert call(app, "GET", "/health").json() == {"status": "ok", "engine": "restarting"}
     response = call(app, "GET", "/ready")
     assert_error(response, 503, "engine_unavailable")
-    assert response.headers["retry-after"] == "5"
+    assert 5 <= int(response.headers["retry-after"]) <= 10
+
+
+def test_once_the_engine_has_failed_for_good_the_server_is_not_worth_keeping() -> None:
+    app = make_app(StubEngine(state="failed"))
+    for path in ("/health", "/ready"):
+        assert_error(call(app, "GET", path), 503, "engine_unavailable")
 
 
 @pytest.mark.parametrize("name", ["x.png", "..%2f..%2fetc%2fpasswd", "%00"])
@@ -66,7 +94,7 @@ def test_a_url_expires() -> None:
     app = make_app(DrawingEngine(), url_ttl_seconds=1)
     body = {"prompt": "a cat", "response_format": "url"}
     url = call(app, "POST", "/v1/images/generations", json=body).json()["data"][0]["url"]
-    assert url.startswith("http://test/v1/files/")
+    assert url.startswith("http://localhost/v1/files/")
     assert call(app, "GET", url).headers["cache-control"].startswith("private, max-age=")
     time.sleep(1.0)
     assert_error(call(app, "GET", url), 404, "not_found")

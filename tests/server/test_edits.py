@@ -245,7 +245,7 @@ def test_what_is_too_long_is_refused(
 
 def test_a_body_that_turns_out_too_long_is_refused(http: httpx.Client) -> None:
     files = [("image", ("x", b"x" * (MAX_UPLOAD_BYTES // 3)))] * 3
-    form = httpx.Request("POST", "http://x/", files=files, data={"prompt": "a cat"})
+    form = httpx.Request("POST", "http://localhost/", files=files, data={"prompt": "a cat"})
     chunks = (form.read()[start : start + 4096] for start in range(0, len(form.read()), 4096))
     headers = {"content-type": form.headers["content-type"]}  # and no content-length
     assert_error(http.post("/v1/images/edits", content=chunks, headers=headers), 413, "payload_too_large")
@@ -422,7 +422,7 @@ def test_a_client_that_leaves_while_its_image_is_decoded_starts_nothing(monkeypa
     monkeypatch.setattr(edits, "read_picture", read_picture)
     engine = DrawingEngine()
     app = make_app(engine)
-    form = httpx.Request("POST", "http://x/", files={"image": file(ROOM)}, data={"prompt": "a cat"})
+    form = httpx.Request("POST", "http://localhost/", files={"image": file(ROOM)}, data={"prompt": "a cat"})
     body = [{"type": "http.request", "body": form.read(), "more_body": False}]
 
     async def receive() -> Any:

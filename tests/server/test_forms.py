@@ -4,6 +4,7 @@ import asyncio
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from stepbatch.errors import (
     RequestError,
     UnknownParameter,
 )
+from stepbatch.server.body import Room, Share
 from stepbatch.server.forms import Form, FormLimits, read_form
 
 TYPE = b'Multipart/Form-Data; charset=utf-8; boundary="b--7"'
@@ -30,7 +32,7 @@ def check_name(name: str) -> None:
 
 
 LIMITS = FormLimits(
-    body_bytes=10_000, text_bytes=100, file_bytes=5000, files={"file": 2, "one": 1}, check_name=check_name
+    body_bytes=10_000, text_bytes=100, file_bytes=5000, parts=6, files={"file": 2, "one": 1}, check_name=check_name
 )
 
 
@@ -39,7 +41,7 @@ def part(name: str, data: bytes, file: bool = False) -> bytes:
     return f'--b--7\r\nContent-Disposition: form-data; name="{name}"{extra}\r\n\r\n'.encode() + data + b"\r\n"
 
 
-def read(chunks: Iterator[bytes], kind: bytes | None = TYPE, **headers: bytes) -> Form:
+def read(chunks: Iterator[bytes], kind: bytes | None = TYPE, limits: FormLimits = LIMITS, **headers: bytes) -> Form:
     """What a body that comes in these chunks is read as."""
 
     async def receive() -> dict[str, Any]:
@@ -48,7 +50,8 @@ def read(chunks: Iterator[bytes], kind: bytes | None = TYPE, **headers: bytes) -
 
     named = [(b"content-type", kind)] if kind else []
     named += [(name.replace("_", "-").encode(), value) for name, value in headers.items()]
-    return asyncio.run(read_form(Request({"type": "http", "headers": named}, receive), LIMITS))
+    with Room(1 << 20).share() as share:
+        return asyncio.run(read_form(Request({"type": "http", "headers": named}, receive), limits, share))
 
 
 def read_parts(*parts: bytes) -> Form:
@@ -143,6 +146,13 @@ def test_a_part_is_refused_by_name(error: type[RequestError], parts: list[bytes]
     assert refused(error, *parts).param == param
 
 
+def test_there_are_not_too_many_parts() -> None:
+    parts = [part("a", b""), part("b", b""), part("file", b"", True), part("file", b"", True), part("one", b"", True)]
+    assert read_parts(*parts)
+    with pytest.raises(PayloadTooLarge, match="at most 4 parts"):
+        read(iter([*parts, b"--b--7--"]), limits=replace(LIMITS, parts=4))
+
+
 def test_limits_can_be_reached() -> None:
     form = read_parts(part("a", b"x" * 60), part("b", b"x" * 40), part("one", b"x" * 5000, True))
     assert len(form.files["one"][0]) == 5000
@@ -186,7 +196,7 @@ def test_a_client_that_goes_away_is_told_apart() -> None:
 
     request = Request({"type": "http", "headers": [(b"content-type", TYPE)]}, receive)
     with pytest.raises(RequestCancelled):
-        asyncio.run(read_form(request, LIMITS))
+        asyncio.run(read_form(request, LIMITS, Share(Room(1 << 20))))
 
 
 @given(

@@ -196,7 +196,7 @@ def test_a_model_that_makes_nan_is_told_apart(generate: Generate) -> None:
 @pytest.mark.parametrize("whole_body", [True, False])
 def test_hanging_up_frees_the_place(server: RunningServer, whole_body: bool) -> None:
     body = json.dumps({"prompt": "a cat", "num_inference_steps": 1000, "n": 3}).encode()
-    head = f"POST /v1/images/generations HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    head = f"POST /v1/images/generations HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n".encode()
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as sock:
         sock.sendall(head + (body if whole_body else body[:10]))

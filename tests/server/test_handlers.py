@@ -5,10 +5,10 @@ import socket
 import httpx
 import pytest
 
-from stepbatch.errors import REQUEST_ERRORS, RequestError
+from stepbatch.errors import REQUEST_ERRORS, Overloaded, RequestError
 from stepbatch.server.handlers import error_response
 
-from .support import RunningServer, StubEngine, assert_error, call, make_app
+from .support import DrawingEngine, RunningServer, StubEngine, assert_error, call, make_app
 
 
 @pytest.mark.parametrize("path", ["/", "/v1", "/v1/images/generation", "/v1/images/generations/", "/v1/files/", "//"])
@@ -40,7 +40,16 @@ def test_every_error_carries_its_status_and_advice(cls: type[RequestError]) -> N
     assert response.status_code == cls.status
     advice = {None: None, True: "true", False: "false"}[cls.should_retry]
     assert response.headers.get("x-should-retry") == advice
-    assert response.headers.get("retry-after") == (None if error.retry_after is None else str(error.retry_after))
+    if error.retry_after is None:
+        assert "retry-after" not in response.headers
+    else:
+        assert 0 <= int(response.headers["retry-after"]) - error.retry_after <= cls.retry_spread
+
+
+@pytest.mark.parametrize(("soonest", "told"), [(1, {1, 2, 3}), (119, {118, 119, 120})])
+def test_not_all_are_told_to_come_again_at_once(soonest: int, told: set[int]) -> None:
+    error = Overloaded("why", retry_after=soonest)
+    assert {int(error_response(error).headers["retry-after"]) for _ in range(200)} == told
 
 
 def test_a_fault_of_ours_keeps_its_details_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
@@ -77,6 +86,9 @@ def test_a_strange_host_is_no_fault_of_ours(server: RunningServer, host: str) ->
     body = b'{"prompt": "a cat", "num_inference_steps": 1, "response_format": "url"}'
     head = f"POST /v1/images/generations HTTP/1.1\r\nhost: {host}\r\ncontent-length: {len(body)}\r\n"
     answer = talk(server, head.encode("latin-1") + b"connection: close\r\n\r\n" + body)
+    assert answer.status_code == 400
+    app = make_app(DrawingEngine(), insecure_no_auth=True)  # where any name will do, and comes again in the url
+    answer = call(app, "POST", "/v1/images/generations", content=body, headers={"host": host.encode("latin-1")})
     assert answer.status_code in (200, 400)
 
 

@@ -46,12 +46,13 @@ def test_a_scrape_shows_what_was_served(http: httpx.Client, generate: Callable[.
 
 
 def test_gauges_show_the_engine_as_it_is_now() -> None:
-    engine = StubEngine(stats=Stats(running=3, waiting=4, peak_memory_mb=5.5), restarts=2)
+    engine = StubEngine(stats=Stats(running=3, waiting=4, peak_memory_mb=5.5, token_limit=900.0), restarts=2)
     _, figures = make(engine)
     shown = figures()
     assert shown["stepbatch:num_requests_running"] == 3
     assert shown["stepbatch:num_requests_waiting"] == 4
     assert shown["stepbatch:peak_memory_mb"] == 5.5
+    assert shown["stepbatch:step_token_limit"] == 900
     assert shown["stepbatch:engine_restarts_total"] == 2
     assert shown["stepbatch:engine_ready"] == 0
 

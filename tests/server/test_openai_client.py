@@ -101,6 +101,19 @@ def test_an_edit_with_a_mask(client: openai.OpenAI, tmp_path: Path) -> None:
     assert pictures(answer) == [drawn(5, ROOM, Image.new("L", ROOM.size, 255))]
 
 
+def test_an_edit_that_is_sent_again_is_answered_again(client: openai.OpenAI) -> None:
+    def edit(color: str) -> ImagesResponse:
+        return client.images.edit(
+            image=file(Image.new("RGB", (48, 32), color)), prompt="a cat", extra_headers={"Idempotency-Key": "an edit"}
+        )
+
+    first = edit("red").to_dict()
+    assert edit("red").to_dict() == first  # though the client has made up another boundary
+    with pytest.raises(openai.UnprocessableEntityError) as reused:
+        edit("blue")
+    assert (reused.value.param, reused.value.code) == ("Idempotency-Key", "idempotency_key_reused")
+
+
 def test_errors_of_an_edit_arrive_as_exceptions(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         client.images.edit(image=[], prompt="a cat")
@@ -166,6 +179,16 @@ def test_a_video_is_created_looked_after_and_downloaded(videos: openai.resources
         assert len(list(video.decode(video=0))) == 33
     for variant, start in (("thumbnail", b"RIFF"), ("spritesheet", b"\xff\xd8\xff")):
         assert videos.download_content(made.id, variant=variant).read().startswith(start)  # type: ignore[arg-type]
+
+
+@OUTDATED
+def test_a_video_that_is_asked_for_again_is_the_same(videos: openai.resources.Videos) -> None:
+    key = {"Idempotency-Key": "a video"}
+    made = [videos.create(prompt="a cat", extra_body=FEW, extra_headers=key) for _ in range(3)]
+    assert made[0] == made[1] == made[2]
+    assert [video.id for video in videos.list()].count(made[0].id) == 1
+    assert videos.poll(made[0].id, **SOON).status == "completed"
+    assert videos.create(prompt="a cat", extra_body=FEW).id != made[0].id
 
 
 @OUTDATED

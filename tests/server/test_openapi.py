@@ -11,6 +11,7 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 from tests.pictures import file, image
 
+from stepbatch.config import LimitsConfig
 from stepbatch.errors import REQUEST_ERRORS
 from stepbatch.server.fields import IGNORED_OPENAI, IGNORED_OTHERS, ROUTES
 from stepbatch.server.openapi import document
@@ -25,7 +26,7 @@ def test_whatever_is_sent_gets_an_answer_as_documented(name: str, request: pytes
     server: RunningServer = request.getfixturevalue(name)
     schema: Any = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     operations = [result.ok() for result in schema.get_all_operations()]
-    assert {operation.path for operation in operations} == set(document()["paths"]) - {"/openapi.json"}
+    assert {operation.path for operation in operations} == set(document(LimitsConfig())["paths"]) - {"/openapi.json"}
     for operation in operations:
         fuzz(operation)
 
@@ -62,17 +63,17 @@ def fuzz(operation: Any) -> None:
 
 
 def test_every_route_is_documented() -> None:
-    routes: Any = make_app(StubEngine()).routes
+    routes: Any = make_app(StubEngine(), docs=True).routes
     paths = {route.path.replace("{model:path}", "{model}") for route in routes}
-    assert paths == set(document()["paths"])
+    assert paths == set(document(LimitsConfig())["paths"])
 
 
 def test_the_document_is_served(http: httpx.Client) -> None:
-    assert http.get("/openapi.json").json() == document()
+    assert http.get("/openapi.json").json() == document(LimitsConfig())
 
 
 FIELDS = dict.fromkeys(name for fields in ROUTES.values() for name in fields)
-NAMES = [*FIELDS, *IGNORED_OPENAI, *IGNORED_OTHERS, *REQUEST_ERRORS, *document()["paths"]]
+NAMES = [*FIELDS, *IGNORED_OPENAI, *IGNORED_OTHERS, *REQUEST_ERRORS, *document(LimitsConfig())["paths"]]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -103,7 +103,7 @@ async def test_a_refusal_says_when_to_come_again() -> None:
         async with busy(server, 1, n=8) as http:  # 6 s of work
             response, took = await ask(http)
             assert_error(response, 429, "overloaded")
-            assert 3 <= int(response.headers["retry-after"]) <= 6
+            assert 3 <= int(response.headers["retry-after"]) <= 8
             assert response.headers["x-should-retry"] == "true"
             assert took < 0.5
             figures = read((await http.get("/metrics")).text)
@@ -146,7 +146,7 @@ async def test_a_deadline_that_can_not_be_met_is_told_at_once() -> None:
             assert took < 0.5
             loaded, took = await ask(http, timeout=1.0)
             assert_error(loaded, 429, "overloaded", "timeout")
-            assert 1 <= int(loaded.headers["retry-after"]) <= 6
+            assert 1 <= int(loaded.headers["retry-after"]) <= 8
             assert took < 0.5
             assert server.engine.admission.refused["deadline"] == 2
 

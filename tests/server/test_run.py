@@ -7,9 +7,7 @@ import re
 import signal
 import socket
 import sqlite3
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.forked import Forked
 
 from stepbatch.errors import SetupError
 from stepbatch.server.run import bind
@@ -24,93 +23,27 @@ from stepbatch.server.run import bind
 from .support import RunningServer, within
 
 SCRIPT = """
-import sys
+import sys, warnings
 from stepbatch.config import EngineConfig, HttpConfig, ModelConfig, ServerConfig, VideosConfig
 from stepbatch.server.run import run_server
+warnings.simplefilter("error")
 drain, step, folder = float(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
 server = ServerConfig(http=HttpConfig(port=0, drain_seconds=drain), videos=VideosConfig(video_dir=folder))
-model = ModelConfig(backend="fake", fake_step_ms=step, fake_videos=bool(folder))
-status = run_server(server, EngineConfig(model=model))
-assert "torch" not in sys.modules
-sys.exit(status)
+model = ModelConfig(backend="fake", fake_step_ms=step, fake_videos=True)
+sys.exit(run_server(server, EngineConfig(model=model)))
 """
 
 
 class Run:
-    """A server process and its address; where it is given a folder, it makes videos."""
+    """A server process and its address; its videos are in ``videos`` in a folder."""
 
-    def __init__(self, drain: float, step_ms: float, folder: str = "") -> None:
-        command = [sys.executable, "-W", "error", "-c", SCRIPT, str(drain), str(step_ms), folder]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        self.line = self.process.stdout.readline()
+    def __init__(self, drain: float, step_ms: float, folder: Path) -> None:
+        command = [sys.executable, "-c", SCRIPT, str(drain), str(step_ms), str(folder / "videos")]
+        self.log, out = folder / f"{time.monotonic_ns()}.log", folder / f"{time.monotonic_ns()}.out"
+        self.process = Forked(command, self.log, out)
+        assert within(60, lambda: self.process.poll() is not None or "\n" in out.read_text())
+        self.line = out.read_text()
         self.url = (self.line.split() or [""])[-1]
-        self.answers: list[httpx.Response | httpx.HTTPError] = []
-
-    def ask(self, steps: int) -> threading.Thread:
-        """Ask for a picture in the background, and wait until it is being worked on."""
-
-        def post() -> None:
-            body = {"prompt": "a cat", "num_inference_steps": steps}
-            try:
-                self.answers.append(httpx.post(f"{self.url}/v1/images/generations", json=body, timeout=30))
-            except httpx.HTTPError as error:
-                self.answers.append(error)
-
-        thread = threading.Thread(target=post)
-        thread.start()
-        while "num_requests_running 1.0" not in httpx.get(f"{self.url}/metrics").text:
-            time.sleep(0.02)
-        return thread
-
-
-@pytest.fixture
-def run(request: pytest.FixtureRequest) -> Iterator[Run]:
-    run = Run(*request.param)
-    try:
-        yield run
-    finally:
-        run.process.kill()
-        run.process.communicate()
-
-
-@pytest.mark.parametrize("run", [(20.0, 20.0)], indirect=True)
-def test_a_signal_lets_requests_finish_and_refuses_new_ones(run: Run) -> None:
-    assert run.line.startswith("stepbatch serves fake on http://127.0.0.1:")
-    answer = httpx.get(f"{run.url}/health")
-    assert "server" not in answer.headers
-    asking = run.ask(steps=50)
-    run.process.send_signal(signal.SIGTERM)
-    time.sleep(0.2)
-    assert httpx.get(f"{run.url}/ready").status_code == 503
-    refused = httpx.post(f"{run.url}/v1/images/generations", json={"prompt": "a dog"})
-    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_unavailable")
-    assert run.process.wait(10) == 0, run.process.stderr and run.process.stderr.read()
-    asking.join()
-    (finished,) = run.answers
-    assert isinstance(finished, httpx.Response)
-    assert finished.status_code == 200
-
-
-@pytest.mark.parametrize("run", [(0.3, 20.0)], indirect=True)
-def test_what_does_not_finish_in_time_is_told_so(run: Run) -> None:
-    asking = run.ask(steps=1000)
-    run.process.send_signal(signal.SIGINT)
-    assert run.process.wait(5) == 0
-    asking.join()
-    (refused,) = run.answers
-    assert isinstance(refused, httpx.Response)
-    assert refused.status_code == 503
-
-
-@pytest.mark.parametrize("run", [(60.0, 20.0)], indirect=True)
-def test_a_second_signal_ends_it_quickly(run: Run) -> None:
-    asking = run.ask(steps=1000)
-    run.process.send_signal(signal.SIGTERM)
-    time.sleep(0.2)
-    run.process.send_signal(signal.SIGTERM)
-    assert run.process.wait(3) == 1
-    asking.join()
 
 
 @pytest.fixture
@@ -119,13 +52,12 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
     runs: list[Run] = []
 
     def start(drain: float = 20.0, step_ms: float = 20.0) -> Run:
-        runs.append(Run(drain, step_ms, str(tmp_path)))
+        runs.append(Run(drain, step_ms, tmp_path))
         return runs[-1]
 
     yield start
     for run in runs:
         run.process.kill()
-        run.process.communicate()
 
 
 def ask(run: Run, steps: int, until: str = "in_progress") -> str:
@@ -142,6 +74,7 @@ def look(run: Run, id: str) -> dict[str, Any]:
 
 def test_a_server_that_is_killed_leaves_what_is_made_and_fails_the_rest(start: Callable[..., Run]) -> None:
     run, other = start(), start()
+    assert run.line.startswith("stepbatch serves fake on http://127.0.0.1:")
     made, running, theirs = ask(run, 1, "completed"), ask(run, 1000), ask(other, 50)
     content = httpx.get(f"{run.url}/v1/videos/{made}/content").content
     run.process.kill()
@@ -160,7 +93,7 @@ def test_a_server_that_is_killed_leaves_what_is_made_and_fails_the_rest(start: C
 
 def test_a_signal_lets_videos_finish(start: Callable[..., Run]) -> None:
     run = start()
-    id = ask(run, 50)
+    id = ask(run, 100)
     run.process.send_signal(signal.SIGTERM)
     time.sleep(0.2)
     refused = httpx.post(f"{run.url}/v1/videos", json={"prompt": "a dog"})
@@ -176,7 +109,7 @@ def test_a_video_that_does_not_finish_in_time_has_failed(start: Callable[..., Ru
     id = ask(run, 1000)
     run.process.send_signal(signal.SIGTERM)
     assert run.process.wait(5) == 0
-    database = sqlite3.connect(tmp_path / "videos.sqlite3")
+    database = sqlite3.connect(tmp_path / "videos" / "videos.sqlite3")
     ((status, error),) = database.execute("SELECT status, error FROM videos WHERE id = ?", (id,))
     database.close()
     assert (status, json.loads(error)["code"]) == ("failed", "engine_unavailable")
@@ -193,11 +126,10 @@ def test_a_second_signal_leaves_it_to_the_next_server(start: Callable[..., Run])
 
 
 def test_a_folder_that_can_not_be_used_is_one_clear_line(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    run = Run(1.0, 1.0, str(tmp_path / "file"))
-    _, err = run.process.communicate(timeout=20)
-    assert run.process.returncode == 1
-    assert "SetupError: --video-dir: can't keep videos in" in err
+    (tmp_path / "videos").touch()
+    run = Run(1.0, 1.0, tmp_path)
+    assert run.process.wait() == 1
+    assert "SetupError: --video-dir: can't keep videos in" in run.log.read_text()
 
 
 def test_a_port_in_use_is_one_clear_line(server: RunningServer) -> None:

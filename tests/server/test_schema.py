@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepbatch.config import BatchingConfig, ModelConfig
+from stepbatch.config import BatchingConfig, LimitsConfig, ModelConfig
 from stepbatch.errors import InvalidJSON, InvalidValue, RequestError, UnknownParameter
 from stepbatch.image import InputImage
 from stepbatch.server.fields import FIELDS, IGNORED_OPENAI, IGNORED_OTHERS, idle_fields
@@ -112,6 +112,12 @@ def test_what_is_no_json_object_is_refused(body: bytes) -> None:
         parse_json(body)
 
 
+def test_a_body_of_very_many_values_is_refused_unread() -> None:
+    with pytest.raises(InvalidJSON, match="20000 commas"):
+        parse_json(b'{"prompt": [' + b"[1]," * 10_000 + b"1}")
+    assert parse_json(b'{"prompt": "' + b"a," * 9_999 + b'"}') == {"prompt": "a," * 9_999}
+
+
 def test_duplicate_keys_are_fine() -> None:
     assert parse_json(b'{"a": 1, "a": 2}') == {"a": 2}
 
@@ -162,3 +168,28 @@ def test_any_value_is_taken_or_refused_by_name(fields: dict[str, Any]) -> None:
     except RequestError as refusal:
         error = refusal
     assert error is None or (error.status in (400, 404) and error.param in FIELDS)
+
+
+LIMITS = LimitsConfig(max_outputs=2, max_steps=20, max_prompt_bytes=8)
+
+
+@pytest.mark.parametrize(
+    ("name", "most", "more"),
+    [
+        ("n", 2, 3),
+        ("num_inference_steps", 20, 21),
+        ("prompt", "\u00e4\u00e4\u00e4\u00e4", "\u00e4\u00e4\u00e4\u00e4x"),
+        ("negative_prompt", "\U0001f600\U0001f600", "\U0001f600\U0001f600x"),
+    ],
+)
+def test_a_server_may_set_lower_limits(name: str, most: Any, more: Any) -> None:
+    parse({"prompt": "a cat", name: most}, INFO, limits=LIMITS)
+    with pytest.raises(InvalidValue) as caught:
+        parse({"prompt": "a cat", name: more}, INFO, limits=LIMITS)
+    assert caught.value.param == name
+
+
+def test_by_default_prompts_of_32_kib_are_taken() -> None:
+    assert parse_fields(prompt=32_000 * "x")
+    with pytest.raises(InvalidValue, match="at most 32768 bytes"):
+        parse_fields(prompt=20_000 * "\u00e4")

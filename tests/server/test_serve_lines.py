@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import httpx
 import pytest
+from tests.forked import MODELS, Forked
 
-MODELS = ["Qwen/Qwen-Image-2512", "Tongyi-MAI/Z-Image-Turbo", "black-forest-labs/FLUX.1-dev"]
+from stepbatch.bench.servers import Server
+
+NAMES = ["Qwen/Qwen-Image-2512", "Tongyi-MAI/Z-Image-Turbo", "black-forest-labs/FLUX.1-dev"]
 LINE = "serve --model-path {model} --backend diffusers --num-gpus 1 --port 0 --dit-layerwise-offload true"
 BATCHED = "--dynamic-batch-max-size 8 --dynamic-batch-delay-ms 5"
 SHRUNK = "--load-format dummy --dummy-size small"
@@ -21,19 +24,18 @@ BURST = 4
 
 
 @pytest.fixture
-def url(request: pytest.FixtureRequest) -> Iterator[str]:
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "stepbatch", *request.param.split(), *SHRUNK.split()]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
+    files = tmp_path / "log", tmp_path / "out"
+    process = Forked(command, *files, modules=MODELS)
     try:
-        line = process.stdout.readline()
-        assert "http://" in line, process.communicate()
-        yield line.split()[-1]
+        server = Server(cast(Any, process), "", *files)
+        server.wait_until_ready(60)
+        yield server.base_url
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
     finally:
         process.kill()
-        process.communicate()
 
 
 def draw(url: str, seed: int) -> dict[str, Any]:
@@ -56,15 +58,13 @@ def burst(url: str) -> None:
     assert len({picture["b64_json"] for picture in pictures}) == BURST
 
 
-@pytest.mark.parametrize("url", [LINE.format(model=model) for model in MODELS], indirect=True, ids=MODELS)
+@pytest.mark.parametrize("url", [LINE.format(model=model) for model in NAMES], indirect=True, ids=NAMES)
 def test_a_burst_is_answered(url: str) -> None:
     burst(url)
     assert calls(url)[1] == BURST
 
 
-@pytest.mark.parametrize(
-    "url", [f"{LINE.format(model=model)} {BATCHED}" for model in MODELS], indirect=True, ids=MODELS
-)
+@pytest.mark.parametrize("url", [f"{LINE.format(model=model)} {BATCHED}" for model in NAMES], indirect=True, ids=NAMES)
 def test_a_burst_shares_calls(url: str) -> None:
     draw(url, 100)  # the first call warms up
     burst(url)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stepbatch.config import LimitsConfig
 from stepbatch.errors import InvalidValue, ModelNotFound, RequestError, UnknownParameter
 from stepbatch.image import InputImage
 from stepbatch.server.fields import GENERATIONS, IGNORED_OPENAI, IGNORED_OTHERS, ROUTES, VIDEO_FIELDS, VIDEOS
@@ -189,3 +190,11 @@ def test_any_value_is_taken_or_refused_by_name(fields: dict[str, Any]) -> None:
     except RequestError as refusal:
         error = refusal
     assert error is None or (error.status in (400, 404) and error.param in ROUTES[VIDEOS])
+
+
+def test_a_server_may_set_lower_limits() -> None:
+    limits = LimitsConfig(max_steps=20, max_prompt_bytes=8)
+    for name, value in (("num_inference_steps", 21), ("prompt", 9 * "x"), ("negative_prompt", 9 * "x")):
+        with pytest.raises(InvalidValue) as caught:
+            parse_video({"prompt": "a cat", name: value}, INFO, limits=limits)
+        assert caught.value.param == name

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from stepbatch.errors import EngineDied, InvalidValue, NotFound, SetupError, StorageFull
 from stepbatch.server import video_store
 from stepbatch.server.video_store import VARIANTS, VideoStore, is_video_id, new_video_id
+from stepbatch.server.wall_clock import WallClock
 
 ABOUT = {"model": "m", "prompt": "a cat \u00e9"}
 
@@ -38,7 +39,7 @@ def clock() -> Clock:
 def opened(
     folder: Path, clock: Clock | None = None, max_bytes: int = 10_000, ttl: float = 100.0
 ) -> Iterator[VideoStore]:
-    store = VideoStore(folder, ttl, max_bytes, clock or Clock())
+    store = VideoStore(folder, ttl, max_bytes, WallClock(clock or Clock(), clock or Clock()))
     try:
         yield store
     finally:
@@ -184,7 +185,7 @@ def test_servers_that_share_a_folder_leave_each_other_s_work_alone(tmp_path: Pat
             other.delete(mine)
             assert not one.advance(mine, 10)
         assert one.get(theirs).status == "failed"  # noticed by reading it
-        another = VideoStore(tmp_path, 100, 10_000, Clock())
+        another = VideoStore(tmp_path, 100, 10_000, WallClock(Clock(), Clock()))
         left = add(another)
         another.close()
         records, _ = one.page(None, 10, newest_first=True)
@@ -320,3 +321,68 @@ def test_a_folder_that_can_not_be_used_is_one_clear_line(tmp_path: Path, kind: s
             connection.close()
     with pytest.raises(SetupError, match=f"--video-dir: can't keep videos in {folder}: "):
         VideoStore(folder, 100, 100)
+
+
+@contextmanager
+def full(store: VideoStore) -> Iterator[None]:
+    """While the disk has no room for what the store writes down."""
+    (pages,) = store._database.execute("PRAGMA page_count").fetchone()
+    store._database.execute(f"PRAGMA max_page_count = {pages}")
+    try:
+        yield
+    finally:
+        store._database.execute("PRAGMA max_page_count = 1000000")
+
+
+LONG = {"prompt": "a cat" * 1000}  # longer than a page
+
+
+def test_what_has_failed_is_told_and_removed_though_it_can_not_be_written(store: VideoStore) -> None:
+    id = add(store)
+    for part in store.parts(id).values():
+        part.write_bytes(b"some")
+    error = StorageFull("x" * 5000)
+    with full(store):
+        with pytest.raises(StorageFull, match="the video's record can't be written: database or disk is full"):
+            store.fail(id, error)
+        assert names(store) == []
+        assert (store.get(id).status, store.get(id).error) == ("failed", error.fields)
+        assert [record.status for record in store.page(None, 9, newest_first=True)[0]] == ["failed"]
+        with pytest.raises(StorageFull):
+            store.add(new_video_id(), LONG)
+    assert store._database.execute("SELECT status FROM videos").fetchall() == [("queued",)]
+    store.fail(id, error)
+    assert store._database.execute("SELECT status FROM videos").fetchall() == [("failed",)]
+    assert store.get(id).error == error.fields
+
+
+def test_files_go_though_their_record_can_not(store: VideoStore, clock: Clock) -> None:
+    deleted, expired = make(store), make(store)
+    holder = sqlite3.connect(store.files.parent / "videos.sqlite3", isolation_level=None)
+    store._database.execute("PRAGMA busy_timeout = 10")
+    holder.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StorageFull):
+        store.delete(deleted)
+    assert names(store) == sorted(store.path(expired, variant).name for variant in VARIANTS)
+    clock.now += 100
+    with pytest.raises(StorageFull):
+        store.tidy()
+    assert names(store) == []
+    holder.close()
+    store.tidy()
+    assert ids(store) == []
+
+
+def test_a_dead_server_s_videos_have_failed_though_it_can_not_be_written(tmp_path: Path, clock: Clock) -> None:
+    with opened(tmp_path / "videos", clock) as store:
+        id = add(store)
+        store._database.execute("UPDATE videos SET run = 'dead'")
+        holder = sqlite3.connect(tmp_path / "videos" / "videos.sqlite3", isolation_level=None)
+        store._database.execute("PRAGMA busy_timeout = 10")
+        holder.execute("BEGIN IMMEDIATE")
+        error = store.get(id).error
+        assert error
+        assert error["code"] == "server_died"
+        holder.close()
+        assert store.get(id).status == "failed"
+        assert store._database.execute("SELECT status FROM videos").fetchall() == [("failed",)]

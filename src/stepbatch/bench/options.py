@@ -182,7 +182,7 @@ class SimulateOptions:
 class FleetOptions:
     """On which machines; of lists, every combination is simulated."""
 
-    policies: str = option("fcfs", "--scheduling-policy of each run, as fcfs,srpt,deadline")
+    policies: str = option("fcfs", "--scheduling-policy of each run, as fcfs,boost,srpt,deadline")
     ageings: str = option("", "--ageing of each run with srpt, as 0,0.1,0.3; without it, the default")
     widths: str = option("auto", "the most jobs in a step, as auto,1,2,4,8; auto is as many as pay")
     replicas: str = option("1", "how many machines, as 1,2,4; at most 10000")

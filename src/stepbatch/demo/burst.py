@@ -7,6 +7,7 @@ import http.client
 import io
 import json
 import math
+import os
 import re
 import statistics
 import subprocess
@@ -21,6 +22,7 @@ from typing import Any
 
 from PIL import Image
 
+from stepbatch.config import API_KEY_VARIABLE
 from stepbatch.errors import SetupError
 
 START_SECONDS = 300.0  # until the server has loaded its model
@@ -156,8 +158,10 @@ def serving(flags: Sequence[str], log: Path) -> Iterator[Server]:
         SetupError: it didn't start.
     """
     command = [sys.executable, "-m", "stepbatch", "serve", "--port", "0", "--log-level", "warning", *flags]
+    # it is for this machine alone, and has no use for the keys of another server
+    environment = {name: value for name, value in os.environ.items() if name != API_KEY_VARIABLE}
     with log.open("w") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()  # comes when the model is loaded, or ends when the process does

@@ -141,13 +141,14 @@ def components(mask: Mask) -> list[Mask]:
 
 
 def _distance(pixels: Floats, color: Floats) -> Floats:
-    distance: Floats = np.sqrt(((pixels - color) ** 2).sum(axis=-1))
+    difference = pixels - color
+    distance: Floats = np.sqrt(np.einsum("...c,...c->...", difference, difference))
     return distance
 
 
 def _nearest(pixels: Floats) -> NDArray[np.intp]:
-    """Which colour of the palette each pixel of ``[N, 3]`` is nearest to."""
-    nearest: NDArray[np.intp] = np.stack([_distance(pixels, color) for color in PALETTE]).argmin(axis=0)
+    """Which colour of the palette each pixel of ``[N, 3]`` is nearest to: squared distances, less the pixel's own."""
+    nearest: NDArray[np.intp] = ((PALETTE**2).sum(axis=1) - 2 * pixels @ PALETTE.T).argmin(axis=1)
     return nearest
 
 
@@ -198,8 +199,8 @@ def _measure(pixels: Floats, background: int, mask: Mask) -> Found:
     votes[background] = 0
     color = NAMES[votes.argmax()] if votes.max() > LEAST_VOTE * votes.sum() else UNCLEAR
     radius = float(np.sqrt(filled.sum() / outline.area))
-    y, x = np.argwhere(filled).mean(axis=0) + 0.5
-    x, y = float(x - outline.x * radius), float(y - outline.y * radius)
+    x, y = _centroid(filled)
+    x, y = x - outline.x * radius, y - outline.y * radius
     return Found(shape if overlap >= LEAST_OVERLAP else UNCLEAR, color, x, y, radius, overlap)
 
 
@@ -209,9 +210,19 @@ def _outside(mask: Mask) -> Mask:
     return next(part for part in parts if part[0, 0])[1:-1, 1:-1]
 
 
+def _centroid(mask: Mask) -> tuple[float, float]:
+    """The middle of a mask's pixels, across and down."""
+    across, down = mask.sum(axis=0), mask.sum(axis=1)
+    pixels = across.sum()
+    return (
+        float(across @ np.arange(len(across)) / pixels) + 0.5,
+        float(down @ np.arange(len(down)) / pixels) + 0.5,
+    )
+
+
 def _to_grid(mask: Mask, filled: Mask) -> Floats:
     """The mask about its filled centroid, scaled to standard area, as coverage ``[GRID, GRID]``."""
-    y, x = np.argwhere(filled).mean(axis=0) + 0.5
+    x, y = _centroid(filled)
     half = REACH * np.sqrt(filled.sum())
     image = Image.fromarray(mask.astype(np.uint8) * 255)
     window = image.transform(
@@ -243,8 +254,8 @@ def _outline(shape: str) -> Outline:
     if shape == "ring":
         hole = scale * RING_HOLE
         draw.ellipse([middle - hole, middle - hole, middle + hole, middle + hole], fill=0)
-    y, x = (np.argwhere(filled).mean(axis=0) + 0.5 - middle) / scale
-    return Outline(_to_grid(np.asarray(image) > 127, filled), float(filled.sum()) / scale**2, float(x), float(y))
+    x, y = ((at - middle) / scale for at in _centroid(filled))
+    return Outline(_to_grid(np.asarray(image) > 127, filled), float(filled.sum()) / scale**2, x, y)
 
 
 def _scene(background: str, found: list[Found], size: tuple[int, int]) -> Scene | None:

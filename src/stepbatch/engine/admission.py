@@ -6,8 +6,9 @@ What is refused costs next to nothing, so that a server that is asked for more t
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from statistics import median
 
@@ -17,6 +18,8 @@ from stepbatch.engine.engine import limits_of
 from stepbatch.engine.forecast import Held, Prediction, left, lengths, predict
 from stepbatch.engine.order import JobId
 from stepbatch.engine.scheduler import DOUBT
+from stepbatch.engine.traffic import Traffic
+from stepbatch.engine.width import paces
 from stepbatch.errors import DeadlineExceeded, Overloaded
 from stepbatch.model_info import ModelInfo
 from stepbatch.request import GenerationRequest, Job
@@ -25,7 +28,7 @@ PATIENCE = 600.0  # seconds after which OpenAI's clients, unless told otherwise,
 RECENT, FEW = 32, 8  # requests by whose predictions the next are corrected, at most and at least
 CORRECTION = 2.0  # at most, up or down
 ROOM = 0.1  # of the longest queue: how much of it is to be free before who was refused comes again
-SHORTEST_RETRY, LONGEST_RETRY = 1, 120  # seconds
+SHORTEST_RETRY, LONGEST_RETRY = 1, 120  # seconds; OpenAI's clients don't try again where they are told more
 
 
 class Admission:
@@ -33,9 +36,10 @@ class Admission:
 
     Args:
         config: The bounds of the queue, and the scheduler's limits.
+        clock: Seconds that only grow.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self.costs = UNKNOWN
         self.backlog = 0.0  # seconds of the machine that all that is held still takes
         self.refused = Counter(dict.fromkeys(("queue_seconds", "queue_requests", "deadline"), 0))  # by reason
@@ -43,6 +47,9 @@ class Admission:
         self._batching = config.batching
         self._held: dict[JobId, Held] = {}  # in order of arrival
         self._begun = 0  # of them
+        self._clock = clock
+        self._away, self._away_at = 0.0, 0.0  # seconds of work that was refused and may come again, and when that was
+        self._traffic = Traffic()
         self._ratios: deque[float] = deque(maxlen=RECENT)  # of what requests took, to what was forecast
 
     def serve(self, info: ModelInfo, costs: Costs) -> None:
@@ -55,6 +62,7 @@ class Admission:
     def learn(self, costs: Costs) -> None:
         """Go by these costs from now on."""
         self.costs = costs
+        self._pace = paces(costs.step, self._limits)
         self.backlog = 0.0
         for held in self._held.values():
             self._weigh(held, 0.0)
@@ -73,11 +81,11 @@ class Admission:
         if self.backlog > self._most_seconds:
             self.refused["queue_seconds"] += 1
             waits = f"work of about {self.backlog:.0f} s waits or runs, and {self._most_seconds:g} s may"
-            raise Overloaded(waits, retry_after=_retry(self.backlog - (1 - ROOM) * self._most_seconds))
+            raise Overloaded(waits, retry_after=self._retry(self.backlog - (1 - ROOM) * self._most_seconds))
         if self.waiting >= self._bounds.max_queue_requests:
             self.refused["queue_requests"] += 1
             waits = f"{self.waiting} pictures or videos wait, and {self._bounds.max_queue_requests} may"
-            raise Overloaded(waits, retry_after=_retry(ROOM * self.backlog))
+            raise Overloaded(waits, retry_after=self._retry(ROOM * self.backlog))
 
     def admit(self, request_id: str, request: GenerationRequest, arrival: float) -> Prediction | None:
         """Let a resolved request in; returns what it can expect, as far as costs are known.
@@ -90,13 +98,16 @@ class Admission:
         jobs = self._jobs(request_id, request, arrival)
         prediction = None
         if self.costs.known:
-            forecast = predict(jobs, list(self._held.values()), self.costs, self._limits, arrival)
+            decay = self._traffic.decay
+            forecast = predict(jobs, list(self._held.values()), self.costs, self._limits, arrival, decay)
             prediction = forecast.corrected(self._correction)
             if request.timeout is not None and DOUBT * prediction.total > request.timeout:
                 self._refuse_late(request, prediction, request.timeout)
         for job in jobs:
             self._held[job.id] = held = Held(job)
             self._weigh(held, 0.0)
+            pace = self._pace(job.tokens, job.squares)
+            self._traffic.came(arrival, held.left, job.steps * pace.usual + self.costs.decode_of([job]))
         return prediction
 
     def done(self, predicted: Prediction | None, seconds: float) -> None:
@@ -158,14 +169,28 @@ class Admission:
             return
         self.refused["deadline"] += 1
         takes = f"the request would be done in about {total:.3g} s, and its timeout is {timeout:g} s"
-        raise Overloaded(takes, "timeout", retry_after=_retry(total - timeout))
+        raise Overloaded(takes, "timeout", retry_after=self._retry(total - timeout))
+
+    def _retry(self, seconds: float) -> int:
+        """In how many seconds whoever is refused is to come again, if there is room in ``seconds``.
+
+        One comes after the other, as if they stood in a queue that the machine works off; what they want isn't read
+        yet, so each counts for as much as what is held is on average. Where that queue is too long, another begins.
+        """
+        now = self._clock()
+        away = max(0.0, self._away - (now - self._away_at))
+        if seconds + away > LONGEST_RETRY:
+            away = 0.0
+        self._away, self._away_at = away + self.backlog / max(1, len(self._held)), now
+        return math.ceil(min(max(seconds + away, SHORTEST_RETRY), LONGEST_RETRY))
 
     def _known(self, ids: Iterable[JobId]) -> list[Held]:
         return [self._held[id] for id in ids if id in self._held]
 
     def _weigh(self, held: Held, before: float) -> None:
         """Count what is left of a job, of which so much was counted before."""
-        held.left = left(held.job, held.begun, self.costs, self._limits) if self.costs.known else 0.0
+        pace = self._pace(held.job.tokens, held.job.squares)
+        held.left = left(held.job, held.begun, self.costs, pace) if self.costs.known else 0.0
         self.backlog += held.left - before
 
 
@@ -173,7 +198,3 @@ def _most_seconds(bounds: AdmissionConfig, info: ModelInfo) -> float:
     if bounds.max_queue_seconds is not None:
         return bounds.max_queue_seconds
     return math.inf if info.makes_videos else PATIENCE
-
-
-def _retry(seconds: float) -> int:
-    return math.ceil(min(max(seconds, SHORTEST_RETRY), LONGEST_RETRY))

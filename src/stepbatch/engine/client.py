@@ -6,17 +6,17 @@ import asyncio
 import logging
 import time
 import uuid
-from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 
-from stepbatch.config import EngineConfig
+from stepbatch.config import EngineConfig, LogConfig
 from stepbatch.engine.admission import Admission
 from stepbatch.engine.cost import Costs
-from stepbatch.engine.forecast import Prediction
+from stepbatch.engine.handle import Handle, JobProgress
 from stepbatch.engine.messages import (
     Cancel,
     Cancelled,
@@ -46,7 +46,14 @@ from stepbatch.request import GenerationRequest
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3  # processes in a row that may end before they have begun any work
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds between two processes; longer each time until one finishes an output
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 1.0  # seconds between two processes; longer each time until one finishes an output
+
+State = Literal["starting", "ready", "restarting", "stopping", "failed"]
+REFUSALS: dict[State, str] = {  # what new requests are told; while it restarts, they are taken in and held
+    "starting": "the engine has not been started",
+    "stopping": "the engine is shutting down",
+    "failed": "the engine process can't be started again",
+}
 
 
 @dataclass(frozen=True)
@@ -56,103 +63,6 @@ class Patience:
     silence: float = 5.0  # at any time; an idle engine is heard once a second
     factor: float = 3.0  # times what a unit of work is expected to take
     load: float = 3600.0  # until the model is loaded
-
-
-@dataclass(frozen=True, slots=True)
-class JobProgress:
-    """An output has taken a step. After a restart of the engine the steps of an output start over."""
-
-    index: int
-    step: int  # steps taken
-    steps: int  # in all
-
-
-class Handle:
-    """A request on its way; made by ``AsyncEngine.submit``."""
-
-    def __init__(self, request_id: str, request: GenerationRequest, cancel: Callable[[str], None]) -> None:
-        self.request_id = request_id
-        self.request = request  # resolved: its seed is fixed, so that a retry draws the same picture
-        self.arrival = time.monotonic()
-        self.predicted: Prediction | None = None  # what it could expect when it came, as far as that was known
-        self.in_engine: set[int] = set()  # outputs that the engine process was given and hasn't ended
-        self.suspects: set[int] = set()  # outputs to be tried alone: the engine died on one of this request's
-        self._cancel = cancel
-        self._outputs: dict[int, Output] = {}
-        self._error: RequestError | None = None
-        self._events: deque[JobProgress | Output] = deque()
-        self._news = asyncio.Event()
-        self._end = asyncio.Event()
-
-    @property
-    def ended(self) -> bool:
-        return self._end.is_set()
-
-    @property
-    def jobs(self) -> list[tuple[str, int]]:
-        """Its outputs as the engine knows them."""
-        return [(self.request_id, index) for index in range(self.request.n)]
-
-    @property
-    def missing(self) -> list[int]:
-        """The outputs that haven't come."""
-        return [index for index in range(self.request.n) if index not in self._outputs]
-
-    async def wait(self) -> None:
-        """Wait for the request's ending, whichever it is."""
-        await self._end.wait()
-
-    async def outputs(self) -> list[Output]:
-        """All outputs, by index. If the task that waits here is cancelled, so is the request.
-
-        Raises:
-            RequestError: one of the outputs failed, which has ended the others.
-        """
-        try:
-            await self._end.wait()
-        finally:
-            if not self.ended:
-                self._cancel(self.request_id)
-        if self._error:
-            raise self._error
-        return [self._outputs[index] for index in range(self.request.n)]
-
-    async def events(self) -> AsyncGenerator[JobProgress | Output, None]:
-        """Every step and every output as they come. Leaving early cancels the request.
-
-        Raises:
-            RequestError: one of the outputs failed, which has ended the others.
-        """
-        try:
-            while self._events or not self.ended:
-                if self._events:
-                    yield self._events.popleft()
-                else:
-                    self._news.clear()
-                    await self._news.wait()
-        finally:
-            if not self.ended:
-                self._cancel(self.request_id)
-        if self._error:
-            raise self._error
-
-    def tell(self, event: JobProgress | Output) -> None:
-        """Take in what came from the engine; nothing changes after the ending."""
-        if self.ended or event.index in self._outputs:
-            return
-        self._events.append(event)
-        self._news.set()
-        if isinstance(event, Output):
-            self._outputs[event.index] = event
-            if not self.missing:
-                self._end.set()
-
-    def fail(self, error: RequestError) -> None:
-        """End the request with ``error``, unless it has ended."""
-        if not self.ended:
-            self._error = error
-            self._end.set()
-            self._news.set()
 
 
 class AsyncEngine:
@@ -166,10 +76,12 @@ class AsyncEngine:
     Args:
         config: What the engine process runs.
         patience: When it counts as hung.
+        log: What the engine process logs, and how; without it, warnings as text.
     """
 
-    def __init__(self, config: EngineConfig, patience: Patience | None = None) -> None:
+    def __init__(self, config: EngineConfig, patience: Patience | None = None, log: LogConfig | None = None) -> None:
         self.config = config
+        self.log = log or LogConfig(log_level="warning")
         self.patience = patience or Patience()
         self.info: ModelInfo  # of the loaded model, once started
         self.restarts = 0
@@ -179,7 +91,7 @@ class AsyncEngine:
         self._handles: dict[str, Handle] = {}  # in order of arrival
         self._process: EngineProcess | None = None  # only while it is loaded and well
         self._supervisor: asyncio.Task[None] | None = None
-        self._refusal: str | None = "the engine has not been started"  # what new requests are told, if anything
+        self._state: State = "starting"
         self._barren = 0  # processes in a row that died with work submitted before they began any
 
     async def start(self) -> None:
@@ -201,14 +113,14 @@ class AsyncEngine:
 
     async def stop(self, drain_seconds: float = 0.0) -> None:
         """Refuse new requests, give those in flight ``drain_seconds`` to end, and end the engine process."""
-        self._refusal = "the engine is shutting down"
+        self._state = "stopping"
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(drain_seconds):
                     for handle in list(self._handles.values()):
                         await handle.wait()
         finally:
-            self._end_all(EngineUnavailable(self._refusal))
+            self._end_all(EngineUnavailable(REFUSALS[self._state]))
             if self._supervisor:
                 self._supervisor.cancel()
                 await asyncio.wait({self._supervisor})
@@ -216,7 +128,12 @@ class AsyncEngine:
     @property
     def ready(self) -> bool:
         """Whether the engine process is up, loaded and heard of, and not shutting down."""
-        return self._process is not None and self._refusal is None
+        return self.state == "ready"
+
+    @property
+    def state(self) -> State:
+        """What it does: ``failed`` is for good; ``restarting`` is not, and requests are held meanwhile."""
+        return "restarting" if self._state == "ready" and self._process is None else self._state
 
     @property
     def pid(self) -> int | None:
@@ -238,6 +155,17 @@ class AsyncEngine:
         """What is known of what work costs."""
         return self.admission.costs
 
+    def check(self) -> None:
+        """Refuse, before anything is read of them, requests that ``submit`` would refuse whatever they ask for.
+
+        Raises:
+            EngineUnavailable: the engine is not started, shutting down or broken.
+            Overloaded: too much waits already.
+        """
+        if self._state in REFUSALS:
+            raise EngineUnavailable(REFUSALS[self._state])
+        self.admission.check()
+
     def submit(self, request: GenerationRequest, request_id: str | None = None) -> Handle:
         """Take in a request; it then ends exactly once.
 
@@ -247,8 +175,7 @@ class AsyncEngine:
             DeadlineExceeded: it could not be done by its deadline even alone.
             EngineUnavailable: the engine is not started, shutting down or broken.
         """
-        if self._refusal:
-            raise EngineUnavailable(self._refusal)
+        self.check()
         request_id = request_id or uuid.uuid4().hex
         if request_id in self._handles:
             raise InvalidValue("another request with this id has not ended yet", "request_id")
@@ -299,7 +226,7 @@ class AsyncEngine:
                 await asyncio.sleep(pause)
                 finished = False
                 try:
-                    async with engine_process(self.config) as process:
+                    async with engine_process(self.config, self.log) as process:
                         ready = await process.loaded(self.patience.load)
                         failures = 0
                         self._begin(process, ready, loaded)
@@ -312,8 +239,9 @@ class AsyncEngine:
                 pause = SHORTEST_PAUSE if finished else min(2 * pause + SHORTEST_PAUSE, LONGEST_PAUSE)
         finally:
             self._process = None
-            self._refusal = self._refusal or "the engine process can't be started again"
-            self._end_all(EngineUnavailable(self._refusal))
+            if self._state == "ready":
+                self._state = "failed"
+            self._end_all(EngineUnavailable(REFUSALS[self._state]))
             self._handles.clear()
 
     def _begin(self, process: EngineProcess, ready: Ready, loaded: asyncio.Future[None]) -> None:
@@ -324,7 +252,7 @@ class AsyncEngine:
         if loaded.done():
             self.restarts += 1
         else:
-            self._refusal = None
+            self._state = "ready"
             loaded.set_result(None)
         for handle in self._handles.values():
             self._send(handle)

@@ -365,6 +365,7 @@ class Engine:
             tokens_in_step=sum(job.tokens for job in stepped),
             step_seconds=seconds if stepped else 0.0,
             peak_memory_mb=self.runner.peak_memory_mb(),
+            token_limit=self._limit.tokens,
         )
         self.emit(self.stats)
 

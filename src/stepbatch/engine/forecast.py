@@ -15,14 +15,14 @@ from random import Random
 from stepbatch.config import BatchingConfig
 from stepbatch.engine.cost import Costs
 from stepbatch.engine.order import JobId
-from stepbatch.engine.scheduler import WIDEST, Plan, Scheduler
+from stepbatch.engine.scheduler import Plan, Scheduler
+from stepbatch.engine.width import Pace
 from stepbatch.model_info import ModelInfo
 from stepbatch.request import GenerationRequest, Job, JobState
 
 BEFORE, AFTER = 16, 8  # jobs in the order around a request's that are followed step by step
 LOOKED_AT = 128  # jobs, of all, by which the work before a request is told
 MOST_PLANS = 256  # that are made ahead
-WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +60,19 @@ def lengths(request: GenerationRequest, info: ModelInfo) -> tuple[int, ...]:
     return tuple(picture + sizing.text(text, request.max_sequence_length) for text in texts)
 
 
-def left(job: Job, begun: bool, costs: Costs, limits: BatchingConfig) -> float:
-    """Seconds of the machine that a job still takes, its share of steps that are as wide as pays."""
-    seconds = (job.steps - job.step) * _share(job, costs, limits) + costs.decode_of([job])
+def left(job: Job, begun: bool, costs: Costs, pace: Pace) -> float:
+    """Seconds of the machine that a job of such a pace still takes, its share of steps that are as wide as pays."""
+    seconds = (job.steps - job.step) * pace.share + costs.decode_of([job])
     return seconds if begun else seconds + costs.encode_of(job) / job.request.n
 
 
 def predict(
-    wanted: Sequence[Job], others: Sequence[Held], costs: Costs, limits: BatchingConfig, now: float
+    wanted: Sequence[Job],
+    others: Sequence[Held],
+    costs: Costs,
+    limits: BatchingConfig,
+    now: float,
+    decay: float = 0.0,
 ) -> Prediction:
     """When a new request's jobs begin and are done, if nobody else comes.
 
@@ -76,9 +81,10 @@ def predict(
         others: All that is held besides, in order of arrival.
         limits: The scheduler's.
         now: On the clock of the jobs' arrivals.
+        decay: What the policy ``boost`` goes by.
     """
-    scheduler = Scheduler(limits, costs)
-    near, waited = _near(wanted, others, limits, costs, now)
+    scheduler = Scheduler(limits, costs, decay)
+    near, waited = _near(wanted, others, Scheduler(limits, costs, decay), now)
     start = now + waited + _call_under_way(others, costs)
     for held in near:
         _put(scheduler, held, now)
@@ -90,15 +96,18 @@ def predict(
 
 
 def _near(
-    wanted: Sequence[Job], others: Sequence[Held], limits: BatchingConfig, costs: Costs, now: float
+    wanted: Sequence[Job], others: Sequence[Held], scheduler: Scheduler, now: float
 ) -> tuple[Sequence[Held], float]:
-    """Those to be followed step by step, and the seconds until whatever goes before them is done."""
+    """Those to be followed step by step, and the seconds until whatever goes before them is done.
+
+    Args:
+        scheduler: One that has nothing yet, to tell the order.
+    """
     others = [held for held in others if held.job.signature is None or not held.begun]  # a call can't be joined
     if len(others) <= BEFORE + AFTER:
         return others, 0.0
-    if limits.scheduling_policy == "fcfs" and not limits.fair_shares:
+    if scheduler.limits.scheduling_policy == "fcfs" and not scheduler.limits.fair_shares:
         return others[-BEFORE:], sum(held.left for held in others[:-BEFORE])
-    scheduler = Scheduler(limits, costs)
     some = sorted(Random(0).sample(range(len(others)), min(LOOKED_AT, len(others))))
     looked_at = {others[index].job.id: others[index] for index in some}
     for held in looked_at.values():
@@ -177,11 +186,3 @@ class _Ahead:
         now += taken * costs.step_of(jobs)
         self.scheduler.advance(jobs, now, steps)
         return now
-
-
-def _share(job: Job, costs: Costs, limits: BatchingConfig) -> float:
-    """What a step of a job costs where steps of its like are as wide as pays, seconds."""
-    most = limits.dynamic_batch_max_size or WIDEST
-    room = limits.max_batch_tokens or math.inf
-    widths = [width for width in WIDTHS if width <= most and (width == 1 or width * job.tokens <= room)]
-    return min(costs.step.seconds(width * job.tokens, width * job.squares) / width for width in widths)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from stepbatch.engine.cost import UNKNOWN, Costs
@@ -51,7 +53,7 @@ class Refused(msgspec.Struct, tag=True, frozen=True):
 class Unit(msgspec.Struct, tag=True, frozen=True):
     """The engine begins a unit of work and will say nothing until it is done."""
 
-    kind: str  # encode, denoise or decode
+    kind: str  # check, which is only written down, encode, denoise or decode
     jobs: list[tuple[str, int]]  # request id and output index
     seconds: float  # how long it is expected to take
 
@@ -102,6 +104,7 @@ class Stats(msgspec.Struct, tag=True, frozen=True):
     tokens_in_step: int = 0
     step_seconds: float = 0.0
     peak_memory_mb: float = 0.0
+    token_limit: float = math.inf  # the most that a step may have, as far as memory goes
 
 
 ToEngine = Submit | Cancel | Shutdown
@@ -113,10 +116,16 @@ _from_engine: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(From
 
 
 def decode_to_engine(data: bytes) -> ToEngine:
-    """Read a message for the engine; raises ``msgspec.ValidationError`` on anything else."""
-    return _to_engine.decode(data)
+    """Read a message for the engine; raises ``msgspec.DecodeError`` on anything else."""
+    try:
+        return _to_engine.decode(data)
+    except UnicodeDecodeError as error:  # of a text in it, which msgspec lets through
+        raise msgspec.DecodeError(str(error)) from error
 
 
 def decode_from_engine(data: bytes) -> FromEngine:
-    """Read a message of the engine; raises ``msgspec.ValidationError`` on anything else."""
-    return _from_engine.decode(data)
+    """Read a message of the engine; raises ``msgspec.DecodeError`` on anything else."""
+    try:
+        return _from_engine.decode(data)
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(str(error)) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from stepbatch.request import Job
 
@@ -52,6 +52,12 @@ class Order:
         self._jobs.insert(index, job)
         self._of[job.id] = place
         return place > before
+
+    def renew(self, place: Callable[[Job], Place]) -> None:
+        """Move all to where new keys belong."""
+        self._of = {job.id: place(job) for job in self._jobs}
+        self._jobs.sort(key=lambda job: self._of[job.id])
+        self._places = [self._of[job.id] for job in self._jobs]
 
     def remove(self, job: Job) -> None:
         """Take a job out."""

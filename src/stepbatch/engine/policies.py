@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from stepbatch.request import Job
 
+LEAST = 1e-9  # seconds that are left, where it is said to be none
+
 Key = tuple[float, ...]
 
 
@@ -23,6 +25,8 @@ class Outlook:
     remaining: float  # seconds that the job would take from here, by itself
     now: float  # on the clock of the jobs' arrivals
     ageing: float  # seconds of remaining time that a second of waiting makes up for
+    usual: float  # seconds that the job would take from here in steps as wide as is usual
+    decay: float  # of boosts, a second: see ``engine.traffic``; 0 where nothing is known
 
 
 def fcfs(job: Job, outlook: Outlook) -> Key:
@@ -35,10 +39,27 @@ def srpt(job: Job, outlook: Outlook) -> Key:
     return outlook.remaining + outlook.ageing * job.arrival, job.arrival
 
 
+def boost(job: Job, outlook: Outlook) -> Key:
+    """As they came, but each as if it had come earlier, the more so the less is left of it.
+
+    After "Strongly tail-optimal scheduling in the light-tailed M/G/1" (Yu and Scully, 2024). How far what is short gets
+    ahead is bounded, so that nobody waits for ever, and depends on how long the long waits are.
+    """
+    if not outlook.decay:
+        return (job.arrival,)
+    gone = -math.expm1(-outlook.decay * max(outlook.usual, LEAST))
+    return job.arrival + math.log(gone) / outlook.decay, job.arrival
+
+
 def deadline(job: Job, outlook: Outlook) -> Key:
     """Earliest deadline, among those of the highest priority; what can't be on time any more goes last."""
     due = math.inf if job.deadline is None else job.deadline
     return outlook.now + outlook.remaining > due, -job.request.priority, due, job.arrival
 
 
-POLICIES: dict[str, Callable[[Job, Outlook], Key]] = {"fcfs": fcfs, "srpt": srpt, "deadline": deadline}
+POLICIES: dict[str, Callable[[Job, Outlook], Key]] = {
+    "boost": boost,
+    "fcfs": fcfs,
+    "srpt": srpt,
+    "deadline": deadline,
+}

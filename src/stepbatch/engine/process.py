@@ -1,12 +1,14 @@
 """The engine process: messages in from a socket, the engine's loop, messages out.
 
-Started by ``engine.supervisor`` as ``python -m stepbatch.engine.process ADDRESS RECORD CONFIG``: the socket's address,
-the number of an open file for the flight record, and the ``EngineConfig`` as JSON. Standard input is a pipe that the
-parent holds open for as long as it lives. Exit status 0 when told to leave, 2 when it can't start as configured.
+Started by ``engine.supervisor`` as ``python -m stepbatch.engine.process ADDRESS RECORD CONFIG LOG``: the socket's
+address, the number of an open file for the flight record, and the ``EngineConfig`` and ``LogConfig`` as JSON. Standard
+input is a pipe that the parent holds open for as long as it lives. Exit status 0 when told to leave, 2 when it can't
+start as configured.
 """
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import math
 import os
@@ -14,13 +16,12 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
-from pathlib import Path
 
 import msgspec
 import zmq
 
-from stepbatch.config import EngineConfig
+from stepbatch.config import EngineConfig, LogConfig
+from stepbatch.engine.address import remove
 from stepbatch.engine.cost import UNKNOWN, Costs
 from stepbatch.engine.engine import Engine, Runner
 from stepbatch.engine.messages import (
@@ -36,12 +37,15 @@ from stepbatch.engine.messages import (
 )
 from stepbatch.engine.warmup import warm_up
 from stepbatch.errors import DeviceLost, SetupError
+from stepbatch.garbage import settle
+from stepbatch.logs import set_up
 from stepbatch.testing import FakeRunner
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 1.0
 LENGTH_BYTES = 4  # of the flight record's prefix
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 class Link:
@@ -62,9 +66,13 @@ class Link:
     def send(self, message: FromEngine) -> None:
         data = encode(message)
         if isinstance(message, Unit):
-            os.pwrite(self._record, len(data).to_bytes(LENGTH_BYTES, "big") + data, 0)
+            self._write(data)
         self._socket.send(data)
         self.last_sent = time.monotonic()
+
+    def note(self, unit: Unit) -> None:
+        """Write a unit of work down that nobody needs to be told of, unless the process ends in it."""
+        self._write(encode(unit))
 
     def pending(self, seconds: float = 0.0) -> bool:
         """Whether there is a message to take; waits up to ``seconds`` for one."""
@@ -78,6 +86,9 @@ class Link:
         self._socket.close(linger=int(linger_seconds * 1000))
         self._context.term()
 
+    def _write(self, unit: bytes) -> None:
+        os.pwrite(self._record, len(unit).to_bytes(LENGTH_BYTES, "big") + unit, 0)
+
 
 def serve(runner: Runner, config: EngineConfig, link: Link, costs: Costs = UNKNOWN) -> None:
     """Run the engine until it is told to leave, which raises ``SystemExit``."""
@@ -90,6 +101,7 @@ def serve(runner: Runner, config: EngineConfig, link: Link, costs: Costs = UNKNO
             elif isinstance(message, Cancel):
                 engine.cancel(message.request_id)
             else:
+                link.note(Unit("check", [(message.request_id, index) for index in message.indices], 0.0))
                 engine.submit(message)
             if time.monotonic() - link.last_sent > HEARTBEAT_SECONDS:  # thousands to read in must not look like a hang
                 engine.heartbeat()
@@ -116,18 +128,22 @@ def leave_with_parent(address: str) -> None:
     """End this process, also in the middle of a computation, when the parent's end of standard input is closed."""
     while os.read(0, 4096):
         pass
-    path = Path(address.removeprefix("ipc://"))
-    with suppress(OSError):  # the parent was killed, so nobody else tidies up
-        path.unlink()
-        path.parent.rmdir()
+    remove(address)  # the parent was killed, so nobody else tidies up
     os._exit(1)
 
 
-def main(address: str, record: str, config_json: str) -> None:
+def die_with_parent() -> None:
+    """Have the system kill this process with its parent, be it stopped or in a call that never lets go of the GIL."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main(address: str, record: str, config_json: str, log_json: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group or service; the parent decides
         signal.signal(number, lambda *_: None)  # not SIG_IGN, which processes started from here would inherit
-    threading.Thread(target=leave_with_parent, args=(address,), daemon=True).start()
-    logging.basicConfig(format="%(levelname)s: engine: %(message)s")
+    die_with_parent()
+    threading.Thread(target=leave_with_parent, args=(address,), daemon=True).start()  # it may have ended before that
+    set_up(msgspec.json.decode(log_json, type=LogConfig), "engine")
     config = msgspec.json.decode(config_json, type=EngineConfig)
     link = Link(address, int(record))
     try:
@@ -139,6 +155,7 @@ def main(address: str, record: str, config_json: str) -> None:
     found: list[Costs] = []
     Engine.attempt(lambda: found.append(warm_up(runner, config)))  # what can't be measured is learned as it runs
     costs = found[0] if found else UNKNOWN
+    settle()
     link.send(Ready(runner.info, costs))
     try:
         serve(runner, config, link, costs)

@@ -23,15 +23,17 @@ from itertools import count, islice, product
 from stepbatch.config import BatchingConfig
 from stepbatch.engine.cost import UNKNOWN, Costs
 from stepbatch.engine.fairness import FairShares
-from stepbatch.engine.order import JobId, Order
+from stepbatch.engine.order import JobId, Order, Place
 from stepbatch.engine.policies import POLICIES, Outlook
-from stepbatch.engine.width import best_width
+from stepbatch.engine.traffic import Traffic
+from stepbatch.engine.width import best_width, paces
 from stepbatch.request import MAX_OUTPUTS, Job, JobState
 
 PAUSE = 0.03  # after a call, of its seconds; at most the delay
 LOOK_AHEAD = 256  # jobs that are looked at for those that fit
 WIDEST_UNKNOWN, WIDEST = 8, 64  # jobs in a step where nobody says: while costs aren't known, and once they are
 ENCODES_UNKNOWN, DECODES_UNKNOWN = 4, 2  # likewise, units between two steps
+WAITING = JobState.WAITING  # looking it up takes as long as all else that is asked of a job
 DOUBT = 0.9  # of what a job is predicted to take: a deadline that even this much misses is given up
 
 
@@ -76,9 +78,10 @@ class Scheduler:
         limits: How wide a step may be, and in which order jobs go. A job that is over ``max_batch_tokens`` by itself
             runs with no other.
         costs: What steps and the rest cost, as far as it is known; see ``learn``.
+        decay: What the policy ``boost`` goes by; without it, that is learned from who comes.
     """
 
-    def __init__(self, limits: BatchingConfig, costs: Costs = UNKNOWN) -> None:
+    def __init__(self, limits: BatchingConfig, costs: Costs = UNKNOWN, decay: float | None = None) -> None:
         self.limits = limits
         self.costs = costs
         self.most_tokens = math.inf  # in a step; see ``limit``
@@ -92,6 +95,9 @@ class Scheduler:
         self._due: list[tuple[float, int, JobId]] = []  # a heap of those with a deadline: when it can't be met any more
         self._count = count()
         self._policy = POLICIES[limits.scheduling_policy]
+        self._pace = paces(costs.step, limits)
+        self._traffic = Traffic() if decay is None and limits.scheduling_policy == "boost" else None
+        self._decay = decay or 0.0
         self._standing: _Choice | None = None  # the last choice, for as long as it would be the same
         self._pause: tuple[Hashable, float] = (None, -math.inf)  # the last call's signature, and when its pause ends
 
@@ -112,6 +118,7 @@ class Scheduler:
         self.denoising[job.id] = job
         self._numbers[job.id] = number
         remaining = self.remaining(job)
+        self._expect(job, now)
         self._tags[job.id] = self._shares.tag(job, remaining) if self.limits.fair_shares else 0.0
         lane = self._lanes.setdefault(_lane(job), _Lane(job.signature))
         self._place(lane, job, now)
@@ -129,10 +136,8 @@ class Scheduler:
     def learn(self, costs: Costs, now: float) -> None:
         """Go by these costs from now on."""
         self.costs = costs
-        self._standing = None
-        for lane in self._lanes.values():
-            for job in list(lane.order):
-                self._place(lane, job, now)
+        self._pace = paces(costs.step, self.limits)
+        self._renew(now)
 
     def in_order(self) -> list[Job]:
         """All that wait or run, the one that goes before all others first."""
@@ -173,7 +178,8 @@ class Scheduler:
 
     def remaining(self, job: Job) -> float:
         """Seconds that a job would take from here, by itself."""
-        return (job.steps - job.step) * self.costs.step_of([job]) + self.costs.decode_of([job])
+        pace = self._pace(job.tokens, job.squares)
+        return (job.steps - job.step) * pace.alone + self.costs.decode.of(job.request.pixels)
 
     def schedule(self, now: float) -> Plan:
         """Choose the next step's jobs. Jobs to encode go to ``ENCODING``; the rest move on later.
@@ -193,13 +199,13 @@ class Scheduler:
         return Plan(decode, wait=0.0 if decode else wait)
 
     def _begin(self, choice: _Choice, decode: list[Job]) -> Plan:
-        encode = [job for job in choice.jobs if job.state is JobState.WAITING]
+        encode = [job for job in choice.jobs if job.state is WAITING]
         for job in encode:
             job.to(JobState.ENCODING)
             self._begun.add(job.id)
             self._shares.begin(self._tags[job.id])
         self._standing = choice if choice.all_in else None
-        steps = min(job.steps - job.step for job in choice.jobs) if self._standing else 1
+        steps = min([job.steps - job.step for job in choice.jobs]) if self._standing else 1
         return Plan(decode, encode, list(choice.jobs), steps=steps)
 
     def _choices(self) -> Iterator[_Choice]:
@@ -210,6 +216,7 @@ class Scheduler:
     def _choose(self, lane: _Lane) -> _Choice:
         """Those of a lane that may share its step, as far as they fit and as it pays."""
         jobs: list[Job] = []
+        sizes: list[tuple[int, int]] = []
         most, room = self._most_jobs, self._room
         tokens = squares = 0
         all_in = True
@@ -220,7 +227,7 @@ class Scheduler:
                 break
             if jobs and tokens + job.tokens > room:
                 continue
-            if job.state is JobState.WAITING:
+            if job.state is WAITING:
                 more = 0.0 if job.request_id in encoded else self._encoding(job)
                 if encoded and more and encoding + more > self._encode_room(tokens, squares):
                     all_in = False
@@ -228,11 +235,12 @@ class Scheduler:
                 encoded.add(job.request_id)
                 encoding += more
             jobs.append(job)
+            sizes.append((job.tokens, job.squares))
             tokens, squares = tokens + job.tokens, squares + job.squares
         full = len(jobs) == most or tokens + jobs[0].tokens > room or jobs[0].alone
         whole_call = lane.signature is not None  # of which the flags say how many share it, as people know them
         if self.costs.known and self.limits.max_batch_tokens is None and not whole_call:
-            width = best_width(self.costs.step, [(job.tokens, job.squares) for job in jobs])
+            width = best_width(self.costs.step, sizes)
             full, jobs = full or width < len(jobs), jobs[:width]
         return _Choice(lane, jobs, full, all_in)
 
@@ -297,8 +305,31 @@ class Scheduler:
 
     def _place(self, lane: _Lane, job: Job, now: float) -> bool:
         """Put a job where it belongs; returns whether others may go before it now that did not."""
-        key = self._policy(job, Outlook(self.remaining(job), now, self.limits.ageing))
-        return lane.order.put(job, (self._tags[job.id], *key), self._numbers[job.id])
+        return lane.order.put(job, *self._where(job, now))
+
+    def _where(self, job: Job, now: float) -> Place:
+        """The place that a job has in the order."""
+        pace, steps = self._pace(job.tokens, job.squares), job.steps - job.step
+        decode = self.costs.decode.of(job.request.pixels)
+        outlook = Outlook(
+            steps * pace.alone + decode, now, self.limits.ageing, steps * pace.usual + decode, self._decay
+        )
+        return (self._tags[job.id], *self._policy(job, outlook)), self._numbers[job.id]
+
+    def _renew(self, now: float) -> None:
+        """Put all where they belong by what is known now."""
+        for lane in self._lanes.values():
+            lane.order.renew(lambda job: self._where(job, now))
+        self._standing = None
+
+    def _expect(self, newcomer: Job, now: float) -> None:
+        """Learn from who comes; all go by the same decay, or of two like jobs the later might go first."""
+        if self._traffic:
+            pace, decode = self._pace(newcomer.tokens, newcomer.squares), self.costs.decode_of([newcomer])
+            seconds = newcomer.steps * pace.share + decode + self.costs.encode_of(newcomer) / newcomer.request.n
+            if self._traffic.came(newcomer.arrival, seconds, newcomer.steps * pace.usual + decode):
+                self._decay = self._traffic.decay
+                self._renew(now)
 
     def _leave(self, job: Job) -> None:
         if self.limits.fair_shares and job.id not in self._begun:

@@ -15,7 +15,8 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from stepbatch.config import EngineConfig
+from stepbatch.config import API_KEY_VARIABLE, EngineConfig, LogConfig
+from stepbatch.engine.address import private_address
 from stepbatch.engine.messages import FromEngine, Ready, Refused, Shutdown, ToEngine, Unit, decode_from_engine, encode
 from stepbatch.engine.process import LENGTH_BYTES
 from stepbatch.errors import SetupError, StepbatchError
@@ -116,17 +117,18 @@ class EngineProcess:
         await asyncio.wait({self._exited}, timeout=KILL_SECONDS)
 
     def _last_unit(self) -> Unit | None:
+        """What it began last; ``None`` also if it was killed while it wrote that down, and so had not begun it."""
         descriptor = self._record.fileno()
         length = int.from_bytes(os.pread(descriptor, LENGTH_BYTES, 0), "big")
-        if not length:
+        try:
+            message = decode_from_engine(os.pread(descriptor, length, LENGTH_BYTES))
+        except msgspec.DecodeError:
             return None
-        message = decode_from_engine(os.pread(descriptor, length, LENGTH_BYTES))
-        assert isinstance(message, Unit)
-        return message
+        return message if isinstance(message, Unit) else None
 
 
 @asynccontextmanager
-async def engine_process(config: EngineConfig) -> AsyncIterator[EngineProcess]:
+async def engine_process(config: EngineConfig, log: LogConfig) -> AsyncIterator[EngineProcess]:
     """Start an engine process; it is gone, with its socket and files, when the context is left.
 
     Raises:
@@ -134,17 +136,15 @@ async def engine_process(config: EngineConfig) -> AsyncIterator[EngineProcess]:
     """
     with ExitStack() as stack:
         try:
-            directory = stack.enter_context(
-                tempfile.TemporaryDirectory(prefix="stepbatch-", ignore_cleanup_errors=True)
-            )
-            record = stack.enter_context(tempfile.TemporaryFile())
-            address = f"ipc://{directory}/engine"
+            address = stack.enter_context(private_address())
+            record = stack.enter_context(_flight_record())
             context = stack.enter_context(zmq.asyncio.Context())
             socket = context.socket(zmq.PAIR)
             stack.callback(socket.close, linger=0)
             socket.set_hwm(0)
             socket.bind(address)
-            process = await _spawn(config, address, record)
+            os.chmod(address.removeprefix("ipc://"), 0o600)
+            process = await _spawn(config, log, address, record)
         except (OSError, zmq.ZMQError) as error:
             raise SetupError(f"can't start the engine process: {error}") from error
         engine = EngineProcess(process, socket, record)
@@ -155,17 +155,28 @@ async def engine_process(config: EngineConfig) -> AsyncIterator[EngineProcess]:
             await engine.leave()
 
 
-async def _spawn(config: EngineConfig, address: str, record: BinaryIO) -> asyncio.subprocess.Process:
+async def _spawn(config: EngineConfig, log: LogConfig, address: str, record: BinaryIO) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         *COMMAND,
         address,
         str(record.fileno()),
         msgspec.json.encode(config).decode(),
+        msgspec.json.encode(log).decode(),
+        env={
+            name: value for name, value in os.environ.items() if name != API_KEY_VARIABLE
+        },  # no business of the engine's
         stdin=asyncio.subprocess.PIPE,  # never written to: its end tells the process that this one is gone
         stdout=2,  # what a library prints must not get between the lines of this process's output
         pass_fds=(record.fileno(),),
         start_new_session=True,  # Ctrl-C in a terminal is for this process alone
     )
+
+
+def _flight_record() -> BinaryIO:
+    """A file that both processes have open: in memory, where there is such a thing, as a disk may be full."""
+    if sys.platform == "linux":
+        return open(os.memfd_create("stepbatch-record"), "r+b")
+    return tempfile.TemporaryFile()
 
 
 def _describe(status: int) -> str:

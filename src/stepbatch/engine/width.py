@@ -6,11 +6,19 @@ them. Past that a wider step only makes its members wait for each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
 
-from stepbatch.engine.cost import StepCost
+from stepbatch.config import BatchingConfig
+from stepbatch.engine.cost import LEAST_WORK, StepCost
 
 SHORT_OF_BEST = 0.01  # of the most work a second: the last percent isn't worth its wait
+USUAL = 4  # jobs in a step, at most, where many would pay: seldom do so many wait
+NEARLY = 0.02  # likewise, of the work a second that such a step does at best
+WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # that are tried where jobs are alike
+REMEMBERED = 1024  # sizes
 
 
 def best_width(cost: StepCost, sizes: Iterable[tuple[int, int]]) -> int:
@@ -20,12 +28,42 @@ def best_width(cost: StepCost, sizes: Iterable[tuple[int, int]]) -> int:
         cost: Of a step.
         sizes: Tokens of each job's sequences, and their squares, in the order in which the jobs are served.
     """
+    least, per_token, per_square = max(cost.host, cost.streamed), cost.per_token, cost.per_square
     tokens = squares = 0
     work = 0.0
     rates = []
-    for more_tokens, more_squares in sizes:
-        tokens, squares = tokens + more_tokens, squares + more_squares
-        work += cost.work(more_tokens, more_squares)
-        rates.append(work / cost.seconds(tokens, squares))
+    for more_tokens, more_squares in sizes:  # what cost.work and cost.seconds say, written out: this is asked often
+        tokens += more_tokens
+        squares += more_squares
+        more = per_token * more_tokens + per_square * more_squares
+        work += more if more > LEAST_WORK * more_tokens else LEAST_WORK * more_tokens
+        straight = cost.base + per_token * tokens + per_square * squares
+        seconds = straight if straight > least else least
+        rates.append(work / (seconds * cost.factor(tokens) if cost.factors else seconds))
     enough = (1 - SHORT_OF_BEST) * max(rates)
     return next(width for width, rate in enumerate(rates, 1) if rate >= enough)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What a step of a job takes, seconds."""
+
+    alone: float  # with no other job
+    share: float  # of a step of its like that is as wide as it may be, the job's part
+    usual: float  # of a step of its like that is as wide as is usual, all of it
+
+
+def paces(cost: StepCost, limits: BatchingConfig) -> Callable[[int, int], Pace]:
+    """A function that tells the pace of a job, by its tokens and their squares; each is reckoned once."""
+    most, room = limits.dynamic_batch_max_size or WIDTHS[-1], limits.max_batch_tokens
+
+    @lru_cache(REMEMBERED)
+    def pace(tokens: int, squares: int) -> Pace:
+        widths = [w for w in WIDTHS if w <= most and (w == 1 or room is None or w * tokens <= room)]
+        steps = [cost.seconds(w * tokens, w * squares) for w in widths]
+        shares = [step / w for step, w in zip(steps, widths, strict=True)]
+        enough = min(shares[: bisect(widths, USUAL)]) / (1 - NEARLY)
+        usual = next(step for step, share in zip(steps, shares, strict=True) if share <= enough)
+        return Pace(steps[0], min(shares), usual)
+
+    return pace

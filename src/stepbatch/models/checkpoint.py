@@ -9,12 +9,14 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from safetensors import SafetensorError, safe_open
 
 from stepbatch.config import ModelConfig
 from stepbatch.errors import CheckpointError
 from stepbatch.models.defaults import OVERRIDES_FILE
 from stepbatch.models.dummy import CONFIGS as PACKAGED
 from stepbatch.models.dummy import packaged_config
+from stepbatch.models.foreign_code import check_no_code
 from stepbatch.models.weights import read_json
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -36,6 +38,9 @@ def find_checkpoint(config: ModelConfig) -> Path:
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
+    if folder.is_file():
+        why = "pickled weights, which could run code" if folder.suffix in PICKLED else "a file"
+        raise CheckpointError(f"{path} is {why}; a checkpoint is a folder in diffusers' layout, with safetensors")
     packaged = packaged_config(path)
     if dummy and packaged:
         return packaged
@@ -69,7 +74,7 @@ def _fetch(repository: str, patterns: tuple[str, ...]) -> Path:
 
 
 def read_index(folder: Path, weights: bool = True) -> dict[str, Any]:
-    """Read ``model_index.json`` and see that every part it lists is there, in safetensors.
+    """Read ``model_index.json`` and see that every part it lists is there, in safetensors, and that none brings code.
 
     Args:
         folder: The checkpoint.
@@ -81,6 +86,7 @@ def read_index(folder: Path, weights: bool = True) -> dict[str, Any]:
     if not (folder / "model_index.json").exists():
         raise CheckpointError(f"{folder} has no model_index.json: it is not a checkpoint in diffusers' layout")
     index = read_json(folder / "model_index.json")
+    check_no_code(folder, index)
     if not isinstance(index.get("_class_name"), str):
         raise CheckpointError(f"{folder / 'model_index.json'} names no pipeline")
     for name, value in index.items():
@@ -100,14 +106,29 @@ def _check_part(part: Path, kind: str) -> None:
         raise CheckpointError(f"{part.parent} is incomplete: {part.name} has no weights")
     for file in files:
         if file.endswith(".safetensors.index.json"):
-            try:
-                missing = {str(shard) for shard in json.loads((part / file).read_text())["weight_map"].values()} - {
-                    *files
-                }
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise CheckpointError(f"{part / file} is no index of weights") from error
-            if missing:
-                raise CheckpointError(f"{part.parent} is incomplete: {part.name}/{min(missing)} is missing")
+            _check_shards(part, file, files)
+    for file in weights:
+        _check_header(part / file)
+
+
+def _check_shards(part: Path, file: str, files: list[str]) -> None:
+    try:
+        shards = {str(shard) for shard in json.loads((part / file).read_text())["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{part / file} is no index of weights") from error
+    if strange := [shard for shard in sorted(shards) if "/" in shard or not shard.endswith(".safetensors")]:
+        raise CheckpointError(f"{part / file} names {strange[0]}, which is no file of safetensors beside it")
+    if missing := shards.difference(files):
+        raise CheckpointError(f"{part.parent} is incomplete: {part.name}/{min(missing)} is missing")
+
+
+def _check_header(file: Path) -> None:
+    """See that a file has the tensors that it says it has, by their sizes; their values are not read."""
+    try:
+        with safe_open(file, "numpy"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} can't be loaded: {error}") from error
 
 
 def checkpoint_name(folder: Path) -> str:

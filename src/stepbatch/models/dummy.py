@@ -244,7 +244,7 @@ def _component(
 
 def _tokenizer(folder: Path, kind: str | None) -> Any:
     if (folder / "tokenizer_config.json").exists():
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     stand_in = TOKENIZERS.get((kind or "").removesuffix("Fast"))
     if stand_in is None:
         raise CheckpointError(f"{folder} has no files, and there is no stand-in for a {kind}")

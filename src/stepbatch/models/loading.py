@@ -23,6 +23,7 @@ from stepbatch.model_info import ModelInfo
 from stepbatch.models.checkpoint import checkpoint_name, read_index
 from stepbatch.models.defaults import Settings, make_defaults
 from stepbatch.models.dummy import SMALL_SETTINGS, dummy_components, dummy_module, transformer_config
+from stepbatch.models.finite import mark_infinite
 from stepbatch.models.layers import fuse
 from stepbatch.models.offload import CPU, offload_blocks, offload_network, offload_part, possible_offload
 from stepbatch.models.weights import load_weights
@@ -172,10 +173,11 @@ def _target(config: EngineConfig) -> _Target:
 
 
 def _placed(pipeline: Any, folder: Path, index: dict[str, Any], target: _Target) -> Loaded:
-    """Bring every part of a pipeline to where it is to lie."""
+    """Bring every part of a pipeline to where it is to lie, and have what is not finite stay so."""
     for part, module in pipeline.components.items():
         if isinstance(module, torch.nn.Module):
             _place(part, module, target.device, target.memory)
+            mark_infinite(module)
     return Loaded(
         name=checkpoint_name(folder),
         pipeline_class=index["_class_name"],

@@ -15,15 +15,17 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from stepbatch.config import ServerConfig, VideosConfig
-from stepbatch.engine.client import AsyncEngine
+from stepbatch.config import LimitsConfig, ServerConfig, VideosConfig
+from stepbatch.engine.client import REFUSALS, AsyncEngine
 from stepbatch.engine.messages import FromEngine
 from stepbatch.errors import EngineUnavailable, SetupError
-from stepbatch.request import MAX_OUTPUTS, MAX_STEPS
 from stepbatch.server import handlers
-from stepbatch.server.fields import EDITS, GENERATIONS, VIDEOS
+from stepbatch.server.access import AccessMiddleware, Keys, own_hosts
+from stepbatch.server.body import Room
+from stepbatch.server.fields import EDITS, GENERATIONS, VIDEOS, idle_fields
 from stepbatch.server.files import FileStore
 from stepbatch.server.generate import ImageRoutes
+from stepbatch.server.idempotency import Idempotency
 from stepbatch.server.images import Threads
 from stepbatch.server.metrics import Metrics
 from stepbatch.server.openapi import document
@@ -39,10 +41,13 @@ VIDEO = f"{VIDEOS}/{{video_id}}"
 def create_app(engine: AsyncEngine, config: ServerConfig) -> FastAPI:
     """The application for a started engine. It takes over ``engine.on_message``."""
     files, metrics, threads = FileStore(config.http.url_ttl_seconds), Metrics(engine), Threads()
-    images = ImageRoutes(engine, files, metrics, threads, config.limits)
+    keys, hosts = Keys(config.access.api_key), own_hosts(config.access, config.http)
+    idle = idle_fields(engine.config.batching, keyed=bool(keys))
+    room = Room(config.limits.max_uploads_mb << 20)
+    images = ImageRoutes(engine, files, metrics, threads, config.limits, room, idle)
     jobs = VideoJobs(engine, _video_store(config.videos), metrics, threads) if engine.info.makes_videos else None
-    videos = VideoRoutes(engine, jobs, metrics, threads, config.limits)
-    pages = Pages(engine, files, metrics)
+    videos = VideoRoutes(engine, jobs, metrics, threads, config.limits, room, idle)
+    pages = Pages(engine, files, metrics, config.limits)
 
     def on_message(message: FromEngine) -> None:
         metrics.on_message(message)
@@ -53,11 +58,12 @@ def create_app(engine: AsyncEngine, config: ServerConfig) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        if jobs:
-            jobs.start()
-        yield
-        if jobs:
-            await jobs.close()
+        async with metrics.loop.watching():
+            if jobs:
+                jobs.start()
+            yield
+            if jobs:
+                await jobs.close()
         threads.close()
 
     # No generated documents: /openapi.json comes from our own tables, and the pages to browse it load remote scripts.
@@ -65,10 +71,18 @@ def create_app(engine: AsyncEngine, config: ServerConfig) -> FastAPI:
         title="stepbatch", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan
     )
     handlers.install(app)
-    app.add_middleware(RequestIdMiddleware)
+    app.add_middleware(AccessMiddleware, keys=keys, hosts=hosts)
+    app.add_middleware(RequestIdMiddleware)  # the last comes first
+    idempotency = Idempotency(config.http.idempotency_seconds, config.limits.max_upload_bytes)
     for path, route in ((GENERATIONS, images.generations), (EDITS, images.edits), (VIDEOS, videos.create)):
-        app.add_api_route(path, route, methods=["POST"], response_model=None)
+        app.add_api_route(path, idempotency.once(route), methods=["POST"], response_model=None)
     app.add_api_route(VIDEO, videos.delete, methods=["DELETE"], response_model=None)
+    _add_pages(app, videos, pages, config.access.docs)
+    return app
+
+
+def _add_pages(app: FastAPI, videos: VideoRoutes, pages: Pages, docs: bool) -> None:
+    """Add the routes that only look; ``docs`` is whether the interface is described too."""
     for path, page in (
         (VIDEOS, videos.page),
         (VIDEO, videos.retrieve),
@@ -80,10 +94,9 @@ def create_app(engine: AsyncEngine, config: ServerConfig) -> FastAPI:
         ("/health", pages.health),
         ("/ready", pages.ready),
         ("/metrics", pages.prometheus),
-        ("/openapi.json", pages.openapi),
+        *([("/openapi.json", pages.openapi)] if docs else []),
     ):
         app.add_api_route(path, page, methods=["GET", "HEAD"], response_model=None)
-    return app
 
 
 def _video_store(config: VideosConfig) -> VideoStore:
@@ -103,10 +116,11 @@ def _data_home() -> Path:
 class Pages:
     """Everything that is only looked at."""
 
-    def __init__(self, engine: AsyncEngine, files: FileStore, metrics: Metrics) -> None:
+    def __init__(self, engine: AsyncEngine, files: FileStore, metrics: Metrics, limits: LimitsConfig) -> None:
         self.engine = engine
         self.files = files
         self.metrics = metrics
+        self.limits = limits
         self.created = int(time.time())
 
     async def models(self, request: Request) -> Response:
@@ -121,7 +135,10 @@ class Pages:
         return JSONResponse({"model_path": self.engine.info.path, **info})
 
     async def health(self, request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        """Whether this process is worth keeping: not once the engine can't be started any more."""
+        if self.engine.state == "failed":
+            raise EngineUnavailable(REFUSALS["failed"])
+        return JSONResponse({"status": "ok", "engine": self.engine.state})
 
     async def ready(self, request: Request) -> Response:
         if not self.engine.ready:
@@ -138,7 +155,7 @@ class Pages:
         return Response(file.data, media_type=file.media_type, headers=headers)
 
     async def openapi(self, request: Request) -> Response:
-        return JSONResponse(document())
+        return JSONResponse(document(self.limits))
 
     def _model(self) -> dict[str, Any]:
         info = self.engine.info
@@ -159,10 +176,11 @@ class Pages:
                 "max_side": info.max_side,
                 "max_sequence_length": info.max_sequence_length,
                 "max_images": info.max_images if takes_images else 0,
-                "n": 1 if info.makes_videos else MAX_OUTPUTS,
+                "n": 1 if info.makes_videos else self.limits.max_outputs,
                 "max_frames": info.max_frames,
                 "frames_multiple": info.frames_multiple,
-                "num_inference_steps": MAX_STEPS,
+                "num_inference_steps": self.limits.max_steps,
+                "prompt_bytes": self.limits.max_prompt_bytes,
             },
             "uses": list(info.uses),
             "guidance": info.guidance.field if info.guidance.field in info.uses else None,

@@ -2,30 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Coroutine
+import threading
+from collections.abc import AsyncGenerator, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
-from stepbatch.errors import PayloadTooLarge, RequestCancelled
+from stepbatch.errors import Overloaded, PayloadTooLarge, RequestCancelled
 from stepbatch.race import done_before
 
 T = TypeVar("T")
 
 
-async def read_body(request: Request, limit: int) -> bytes:
+class Room:
+    """Memory for what clients have sent, all of them together, until it is answered; ``size`` is in bytes."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.taken = 0  # bytes
+        self._lock = threading.Lock()  # bodies come in on the event loop; what they are decoded to, in a thread
+
+    @contextmanager
+    def share(self) -> Iterator[Share]:
+        """A request's; what it has taken is free again at the end, and what it takes later isn't counted."""
+        share = Share(self)
+        try:
+            yield share
+        finally:
+            with self._lock:
+                self.taken -= share.taken
+                share.ended = True
+
+    def take(self, share: Share, size: int) -> None:
+        with self._lock:
+            if share.ended:
+                return
+            if share.taken + size > self.size:
+                raise PayloadTooLarge(f"a request and its images, decoded, must have at most {self.size} bytes")
+            if self.taken + size > self.size:
+                raise Overloaded("too many uploads are being worked on")
+            self.taken += size
+            share.taken += size
+
+
+class Share:
+    """What a request has taken of the room."""
+
+    def __init__(self, room: Room) -> None:
+        self.room = room
+        self.taken = 0  # bytes
+        self.ended = False
+
+    def take(self, size: int) -> None:
+        """Take so many bytes more.
+
+        Raises:
+            PayloadTooLarge: there is not so much room, even for this request alone.
+            Overloaded: others have what there is.
+        """
+        self.room.take(self, size)
+
+
+async def read_body(request: Request, limit: int, share: Share) -> bytes:
     """The whole body; raises what ``chunks`` raises."""
     body = bytearray()
-    async for chunk in chunks(request, limit):
+    async for chunk in chunks(request, limit, share):
         body += chunk
     return bytes(body)
 
 
-async def chunks(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
-    """The body as it comes, ``limit`` bytes of it at most.
+async def chunks(request: Request, limit: int, share: Share) -> AsyncGenerator[bytes, None]:
+    """The body as it comes, ``limit`` bytes of it at most, each chunk taken from the room.
 
     Raises:
         PayloadTooLarge: it is longer, by its own account or as it comes.
+        Overloaded: there is no room for it.
         RequestCancelled: the client went away before its end.
     """
     too_large = PayloadTooLarge(f"the body must have at most {limit} bytes")
@@ -38,6 +90,7 @@ async def chunks(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
             size += len(chunk)
             if size > limit:
                 raise too_large
+            share.take(len(chunk))
             yield chunk
     except ClientDisconnect:
         raise RequestCancelled("the client went away") from None

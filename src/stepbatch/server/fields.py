@@ -225,9 +225,14 @@ IGNORED_OTHERS = (
 )
 
 
-def idle_fields(limits: BatchingConfig) -> tuple[str, ...]:
-    """Fields of every route that the scheduler's settings leave without effect."""
-    effects = {"priority": limits.scheduling_policy == "deadline", "user": limits.fair_shares}
+def idle_fields(limits: BatchingConfig, keyed: bool = False) -> tuple[str, ...]:
+    """Fields of every route that the server's settings leave without effect.
+
+    Args:
+        limits: The scheduler's.
+        keyed: Shares are those of keys, not of users.
+    """
+    effects = {"priority": limits.scheduling_policy == "deadline", "user": limits.fair_shares and not keyed}
     return tuple(name for name, has_effect in effects.items() if not has_effect)
 
 

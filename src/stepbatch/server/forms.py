@@ -10,7 +10,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from stepbatch.errors import InvalidForm, InvalidValue, PayloadTooLarge
-from stepbatch.server.body import chunks
+from stepbatch.server.body import Share, chunks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,7 @@ class FormLimits:
     body_bytes: int
     text_bytes: int  # of all texts together
     file_bytes: int  # of each file
+    parts: int
     files: Mapping[str, int]  # how many files may come under a name
     check_name: Callable[[str], None]  # raises for a name that doesn't exist
 
@@ -32,18 +33,19 @@ class Form:
     files: dict[str, list[bytes]] = field(default_factory=dict)
 
 
-async def read_form(request: Request, limits: FormLimits) -> Form:
+async def read_form(request: Request, limits: FormLimits, share: Share) -> Form:
     """Read a form. Files under ``name[]``, as some clients call a list, are under ``name``.
 
     Raises:
         InvalidForm: the body is something else, or malformed.
         InvalidValue: a name comes too often, a file where a text belongs or the other way round, a text isn't UTF-8.
-        PayloadTooLarge: the body, a file or the texts are over their limit.
+        PayloadTooLarge: the body, a file or the texts are over their limit, or there are too many parts.
+        Overloaded: there is no room for it.
         RequestCancelled: the client went away before its end.
         RequestError: what ``check_name`` raises.
     """
     reader = _Reader(_boundary(request), limits)
-    async for chunk in chunks(request, limits.body_bytes):
+    async for chunk in chunks(request, limits.body_bytes, share):
         reader.write(chunk)
     return reader.finish()
 
@@ -68,6 +70,7 @@ class _Reader:
         self._header, self._value = bytearray(), bytearray()
         self._disposition = ""
         self._text_bytes = 0
+        self._parts = 0
         self._ended = False
         try:
             self._parser = MultipartParser(
@@ -98,6 +101,9 @@ class _Reader:
         return self.form
 
     def _begin(self) -> None:
+        self._parts += 1
+        if self._parts > self.limits.parts:
+            raise PayloadTooLarge(f"the body must have at most {self.limits.parts} parts")
         self._disposition = ""
         self._data = bytearray()
 

@@ -15,12 +15,13 @@ from stepbatch.config import LimitsConfig
 from stepbatch.engine.client import AsyncEngine
 from stepbatch.engine.messages import Output
 from stepbatch.errors import InternalError, InvalidValue, RequestCancelled, RequestError
-from stepbatch.server.body import read_body, unless_gone
+from stepbatch.server.access import by_key
+from stepbatch.server.body import Room, Share, read_body, unless_gone
 from stepbatch.server.edits import check_before_decoding, form_limits, parse_edit, with_images
-from stepbatch.server.fields import idle_fields
 from stepbatch.server.files import FileStore
 from stepbatch.server.forms import read_form
 from stepbatch.server.images import Threads, encode_image, predicted
+from stepbatch.server.logs import note, note_prompt
 from stepbatch.server.metrics import Metrics
 from stepbatch.server.schema import ImageRequest, check_makes_pictures, parse, parse_json
 
@@ -31,14 +32,22 @@ class ImageRoutes:
     """The routes and what they work with."""
 
     def __init__(
-        self, engine: AsyncEngine, files: FileStore, metrics: Metrics, threads: Threads, limits: LimitsConfig
+        self,
+        engine: AsyncEngine,
+        files: FileStore,
+        metrics: Metrics,
+        threads: Threads,
+        limits: LimitsConfig,
+        room: Room,
+        idle: tuple[str, ...],
     ) -> None:
         self.engine = engine
         self.files = files
         self.metrics = metrics
         self.threads = threads
         self.limits = limits
-        self._idle = idle_fields(engine.config.batching)
+        self.room = room
+        self._idle = idle  # fields without effect
 
     async def generations(self, request: Request) -> Response:
         """Pictures from a prompt."""
@@ -48,27 +57,30 @@ class ImageRoutes:
         """Pictures from a prompt and images."""
         return await self._count(request, self._read_form)
 
-    async def _read_json(self, request: Request) -> ImageRequest:
-        body = await read_body(request, self.limits.max_body_bytes)
-        return parse(parse_json(body), self.engine.info, self._idle)
+    async def _read_json(self, request: Request, share: Share) -> ImageRequest:
+        values = parse_json(await read_body(request, self.limits.max_body_bytes, share))
+        note_prompt(request, values)
+        return parse(values, self.engine.info, self._idle, self.limits)
 
-    async def _read_form(self, request: Request) -> ImageRequest:
+    async def _read_form(self, request: Request, share: Share) -> ImageRequest:
         info, max_pixels = self.engine.info, self.limits.max_image_pixels
         check_makes_pictures(info)
-        form = await read_form(request, form_limits(self.limits, info))
-        wanted, strength = parse_edit(form, info, self._idle)
+        form = await read_form(request, form_limits(self.limits, info), share)
+        note_prompt(request, form.texts)
+        wanted, strength = parse_edit(form, info, self._idle, self.limits)
         check_before_decoding(wanted, strength, form, info)
-        self.engine.admission.check()
-        decoding = self.threads.decode(lambda: with_images(wanted, strength, form, info, max_pixels))
+        self.engine.check()
+        decoding = self.threads.decode(lambda: with_images(wanted, strength, form, info, max_pixels, share))
         return await unless_gone(request, decoding)
 
-    async def _count(self, request: Request, read: Callable[[Request], Awaitable[ImageRequest]]) -> Response:
+    async def _count(self, request: Request, read: Callable[[Request, Share], Awaitable[ImageRequest]]) -> Response:
         """Answer, and count how it ended."""
         began = time.monotonic()
         code = InternalError.code
         try:
-            self.engine.admission.check()  # what is refused costs nothing more
-            response = await self._answer(request, await read(request))
+            self.engine.check()  # what is refused costs nothing more
+            with self.room.share() as share:
+                response = await self._answer(request, await read(request, share))
             code = "ok"
         except RequestError as error:
             code = error.code
@@ -83,7 +95,7 @@ class ImageRoutes:
     async def _answer(self, request: Request, wanted: ImageRequest) -> Response:
         submitted = time.monotonic()
         try:
-            handle = self.engine.submit(wanted.generation)
+            handle = self.engine.submit(by_key(request, wanted.generation))
             outputs = await unless_gone(request, handle.outputs())
         except InvalidValue as error:
             raise wanted.blame(error) from None
@@ -97,6 +109,7 @@ class ImageRoutes:
             if getattr(wanted.generation, name) is not None
         ]
         fields["ignored"] = [*wanted.ignored, *idle]
+        note(request, timings=fields["timings"])
         pictures = await asyncio.gather(*(self._encode(output, wanted) for output in outputs))
         if wanted.response_format == "url":
             base = f"{str(request.base_url).rstrip('/')}/v1/files/"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,16 +14,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
 
+from stepbatch.engine.admission import LONGEST_RETRY
 from stepbatch.errors import InternalError, MethodNotAllowed, NotFound, PayloadTooLarge, RequestError
+from stepbatch.server.logs import note
 
 log = logging.getLogger(__name__)
 
 
 def error_body(error: RequestError) -> bytes:
     """OpenAI's shape, as JSON."""
-    fields = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
     # What callers sent may be quoted in it, lone surrogates included; those are no valid JSON text.
-    clean = {name: value and value.encode("utf-8", "replace").decode() for name, value in fields.items()}
+    clean = {name: value and value.encode("utf-8", "replace").decode() for name, value in error.fields.items()}
     return json.dumps({"error": clean}).encode()
 
 
@@ -32,7 +34,8 @@ def error_response(error: RequestError, headers: Mapping[str, str] | None = None
     if error.should_retry is not None:
         response.headers["x-should-retry"] = str(error.should_retry).lower()
     if error.retry_after is not None:
-        response.headers["retry-after"] = str(error.retry_after)
+        soonest = min(error.retry_after, LONGEST_RETRY - error.retry_spread)
+        response.headers["retry-after"] = str(soonest + random.randint(0, error.retry_spread))
     return response
 
 
@@ -45,22 +48,22 @@ def install(app: FastAPI) -> None:
 
 async def _request_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    return error_response(error)
+    return _answer(request, error)
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
     """What the framework refuses by itself: unknown routes and methods."""
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        return error_response(NotFound(f"there is no {_path(request)}"))
+        return _answer(request, NotFound(f"there is no {_path(request)}"))
     if error.status_code == 405:
         headers = {"allow": ", ".join(_methods(request))}
-        return error_response(MethodNotAllowed(f"{_path(request)} has no {request.method}"), headers)
+        return _answer(request, MethodNotAllowed(f"{_path(request)} has no {request.method[:32]}"), headers)
     if error.status_code == 413:
-        return error_response(PayloadTooLarge(str(error.detail)))
+        return _answer(request, PayloadTooLarge(str(error.detail)))
     if error.status_code < 500:
-        return error_response(RequestError(str(error.detail)))
-    return error_response(InternalError("internal error"))
+        return _answer(request, RequestError(str(error.detail)))
+    return _answer(request, InternalError("internal error"))
 
 
 async def _unhandled(request: Request, error: Exception) -> Response:
@@ -68,7 +71,12 @@ async def _unhandled(request: Request, error: Exception) -> Response:
     request_id = request.scope["state"]["request_id"]
     log.error("request %s: %s", request_id, type(error).__name__)
     message = f"internal error; the server's log has more under {request_id}"
-    return error_response(InternalError(message), {"x-request-id": request_id})
+    return _answer(request, InternalError(message), {"x-request-id": request_id})
+
+
+def _answer(request: Request, error: RequestError, headers: Mapping[str, str] | None = None) -> Response:
+    note(request, code=error.code)
+    return error_response(error, headers)
 
 
 def _path(request: Request) -> str:

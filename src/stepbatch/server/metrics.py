@@ -10,6 +10,8 @@ from prometheus_client.registry import Collector
 
 from stepbatch.engine.client import AsyncEngine
 from stepbatch.engine.messages import FromEngine, Output, Stats
+from stepbatch.errors import REQUEST_ERRORS
+from stepbatch.server.event_loop import LoopWatch
 
 PREFIX = "stepbatch:"
 _JOBS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128)
@@ -23,10 +25,14 @@ class Metrics:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.registry = CollectorRegistry()
+        self.loop = LoopWatch()
         self.registry.register(_EngineCollector(engine))
+        self.registry.register(_LoopCollector(self.loop))
         self._outcomes = Counter(
             f"{PREFIX}requests", "Requests that ended, by error code or ok", ["code"], registry=self.registry
         )
+        for code in ("ok", *REQUEST_ERRORS):  # from the start, so that there is a first time to be seen
+            self._outcomes.labels(code)
         self._latency = self._histogram(
             "e2e_request_latency_seconds", "From a request's arrival to its pictures or video", _SECONDS
         )
@@ -92,6 +98,7 @@ class _EngineCollector(Collector):
             ("backlog_seconds", "Work that is held, in predicted seconds", self.engine.admission.backlog),
             ("engine_ready", "1 when requests are taken and worked on", self.engine.ready),
             ("peak_memory_mb", "The most memory of the device that was in use, MiB", stats.peak_memory_mb),
+            ("step_token_limit", "The most tokens that a step has memory for, by what was found", stats.token_limit),
         ):
             yield GaugeMetricFamily(PREFIX + name, text, value=float(value))
         refused = CounterMetricFamily(f"{PREFIX}refused", "Requests that were refused at the door", labels=["reason"])
@@ -102,3 +109,16 @@ class _EngineCollector(Collector):
         yield CounterMetricFamily(
             f"{PREFIX}engine_restarts", "How often the engine process was replaced", value=restarts
         )
+
+
+class _LoopCollector(Collector):
+    """How the server itself does."""
+
+    def __init__(self, loop: LoopWatch) -> None:
+        self.loop = loop
+
+    def collect(self) -> Iterator[Metric]:
+        lag, tasks = self.loop.take_lag(), self.loop.tasks()
+        text = "How late the server's event loop was, at worst, since this was last asked for"
+        yield GaugeMetricFamily(f"{PREFIX}event_loop_lag_seconds", text, value=lag)
+        yield GaugeMetricFamily(f"{PREFIX}event_loop_tasks", "Tasks of the server's event loop", value=tasks)

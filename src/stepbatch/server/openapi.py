@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
+from stepbatch.config import LimitsConfig
+from stepbatch.engine.client import State
 from stepbatch.errors import REQUEST_ERRORS, RequestError
 from stepbatch.server.fields import (
     EDIT_FIELDS,
@@ -23,13 +25,29 @@ from stepbatch.server.video_store import ID, VARIANTS
 
 Schema = dict[str, Any]
 
-_CODES_ANYWHERE = ("not_found", "method_not_allowed", "internal_error")
+_CODES_ANYWHERE = (
+    "invalid_host",
+    "invalid_api_key",
+    "not_found",
+    "method_not_allowed",
+    "request_timeout",
+    "headers_too_large",
+    "internal_error",
+    "too_many_connections",
+)
 _CODES_ELSEWHERE = ("request_cancelled", "invalid_range", "server_died", "storage_full")
 _CODES_OF_IMAGES = tuple(code for code in REQUEST_ERRORS if code not in (*_CODES_ANYWHERE, *_CODES_ELSEWHERE))
 
+_IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "schema": {"type": "string", "pattern": "^[!-~]([ -~]{0,253}[!-~])?$"},
+    "description": "Of a request that may be sent again, and is to be worked on once",
+}
 
-def document() -> Schema:
-    """OpenAPI 3.1."""
+
+def document(limits: LimitsConfig) -> Schema:
+    """OpenAPI 3.1, of a server with these limits."""
     return {
         "openapi": "3.1.0",
         "info": {"title": "stepbatch", "version": "1", "description": "Pictures and videos from diffusion models."},
@@ -49,12 +67,13 @@ def document() -> Schema:
                 "get": _get("The served model", _ref("Model"), ("model_not_found", "invalid_value"), ["model"])
             },
             "/v1/model_info": {"get": _get("The served model, in the engine's words", {"type": "object"})},
-            "/health": {"get": _get("200 as long as the server runs", _ref("Status"))},
+            "/health": {"get": _get("200 unless the engine failed for good", _ref("Health"), ("engine_unavailable",))},
             "/ready": {"get": _get("200 when requests are worked on", _ref("Status"), ("engine_unavailable",))},
             "/metrics": {"get": _get("Prometheus' text format", None)},
             "/openapi.json": {"get": _get("This document", {"type": "object"})},
         },
-        "components": {"schemas": _schemas()},
+        "components": {"schemas": _schemas(limits), "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        "security": [{"key": []}, {}],  # where the server has keys
     }
 
 
@@ -62,6 +81,7 @@ def _images(operation: str, summary: str, media_type: str, body: str) -> Schema:
     return {
         "summary": summary,
         "operationId": operation,
+        "parameters": [_IDEMPOTENCY_KEY],
         "requestBody": {"required": True, "content": {media_type: {"schema": _ref(body)}}},
         "responses": {"200": _json("The pictures", _ref("ImagesResponse")), **_errors(_CODES_OF_IMAGES)},
     }
@@ -72,6 +92,7 @@ def _video_paths() -> Schema:
     create = {
         "summary": "Have a video made",
         "operationId": "createVideo",
+        "parameters": [_IDEMPOTENCY_KEY],
         "requestBody": {
             "required": True,
             "content": {media_type: {"schema": _ref(body)} for media_type, body in forms.items()},
@@ -153,17 +174,19 @@ def _ref(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def _schemas() -> Schema:
+def _schemas(limits: LimitsConfig) -> Schema:
+    fields, videos = _within(limits, FIELDS), _within(limits, VIDEO_FIELDS)
     return {
         "Error": _object({"error": _error_object()}),
         "Status": _object({"status": {"type": "string"}}),
+        "Health": _object({"status": {"type": "string"}, "engine": {"enum": list(get_args(State))}}),
         "Model": _object({"id": {"type": "string"}, "object": {"const": "model"}, "created": {"type": "integer"}}),
         "ModelList": _object({"object": {"const": "list"}, "data": {"type": "array", "items": _ref("Model")}}),
-        "ImageRequest": _request(_nullable(FIELDS), ["prompt"]),
-        "EditRequest": _edit(),
+        "ImageRequest": _request(_nullable(fields), ["prompt"]),
+        "EditRequest": _edit(fields),
         "ImagesResponse": _answer(),
-        "VideoRequest": _request(_nullable(VIDEO_FIELDS), ["prompt"]),
-        "VideoForm": _request({**VIDEO_FIELDS, **VIDEO_FILES}, ["prompt"]),
+        "VideoRequest": _request(_nullable(videos), ["prompt"]),
+        "VideoForm": _request({**videos, **VIDEO_FILES}, ["prompt"]),
         "Video": _video(),
         "VideoList": _object(
             {
@@ -201,8 +224,14 @@ def _request(fields: Schema, required: list[str]) -> Schema:
     }
 
 
-def _edit() -> Schema:
-    schema = _request({**FIELDS, **EDIT_FIELDS, "image[]": EDIT_FIELDS["image"]}, ["prompt"])
+def _within(limits: LimitsConfig, fields: Schema) -> Schema:
+    """The fields with the bounds that this server has."""
+    bounds = {"n": limits.max_outputs, "num_inference_steps": limits.max_steps}
+    return {name: {**field, "maximum": bounds[name]} if name in bounds else field for name, field in fields.items()}
+
+
+def _edit(fields: Schema) -> Schema:
+    schema = _request({**fields, **EDIT_FIELDS, "image[]": EDIT_FIELDS["image"]}, ["prompt"])
     return {**schema, "anyOf": [{"required": ["image"]}, {"required": ["image[]"]}]}
 
 

@@ -8,6 +8,8 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from stepbatch.logs import REQUEST_ID
+
 _SANE = re.compile(r"[ -~]{1,128}")
 
 
@@ -17,7 +19,7 @@ def new_request_id() -> str:
 
 
 class RequestIdMiddleware:
-    """Puts the id into ``scope["state"]["request_id"]`` and into the answer's headers."""
+    """Puts the id into ``scope["state"]["request_id"]``, the answer's headers, and what is logged on the way."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -29,6 +31,7 @@ class RequestIdMiddleware:
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _SANE.fullmatch(given) else new_request_id()
         scope.setdefault("state", {})["request_id"] = request_id
+        REQUEST_ID.set(request_id)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -6,24 +6,34 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
+import resource
 import signal
 import socket
+import threading
 from collections.abc import Generator
+from dataclasses import replace
+from functools import partial
+from typing import cast
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from stepbatch.config import EngineConfig, ServerConfig
 from stepbatch.engine.client import AsyncEngine
-from stepbatch.errors import RequestError, SetupError
+from stepbatch.errors import SetupError
+from stepbatch.garbage import settle
+from stepbatch.logs import set_up
 from stepbatch.race import done_before
+from stepbatch.server.access import check_access, with_all_keys
 from stepbatch.server.app import create_app
-from stepbatch.server.handlers import error_body
-from stepbatch.server.request_id import new_request_id
+from stepbatch.server.logs import AccessLog
+from stepbatch.server.protocol import Protocol
 
 BACKLOG = 2048
+OTHER_DESCRIPTORS = 256  # open files and sockets that are no client's
+KEEP_ALIVE_SECONDS = 20  # longer than clients keep idle connections, else they may send just as it is closed
 LAST_ANSWERS_SECONDS = 5  # how long answers may take to be written once their pictures are done
+HURRY_SECONDS = 4.0  # from a second signal to the end, whatever is still going on then
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +41,17 @@ log = logging.getLogger(__name__)
 def run_server(server_config: ServerConfig, engine_config: EngineConfig) -> int:
     """Serve until SIGINT or SIGTERM; returns the exit status.
 
-    On the first signal, requests in flight may finish and new ones get 503; on a second, it leaves at once.
+    On the first signal, requests in flight may finish and new ones get 503; on a second, it leaves at once, and the
+    process ends within ``HURRY_SECONDS``.
 
     Raises:
-        SetupError: the address can't be listened on, or the engine can't start.
+        SetupError: the address can't be listened on, or not without a key, or the engine can't start.
     """
-    _set_up_logging(server_config.log.log_level)
+    set_up(server_config.log, "server")
+    _allow_descriptors(server_config.limits.max_connections + OTHER_DESCRIPTORS)
+    server_config = replace(server_config, access=with_all_keys(server_config.access, os.environ))
     with bind(server_config.http.host, server_config.http.port) as sock:
+        check_access(server_config, sock.getsockname()[0])
         return asyncio.run(_Run(server_config, engine_config, sock).run())
 
 
@@ -69,33 +83,17 @@ class Server(uvicorn.Server):
         yield
 
 
-class Protocol(H11Protocol):
-    """uvicorn's, with our error shape for what can't be read as HTTP and so reaches no application."""
-
-    def send_400_response(self, msg: str) -> None:
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            body = error_body(RequestError(msg))
-            headers = [
-                ("content-type", "application/json"),
-                ("content-length", str(len(body))),
-                ("x-request-id", new_request_id()),
-                ("connection", "close"),
-            ]
-            for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
-                self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
-
-
 def make_server(engine: AsyncEngine, config: ServerConfig) -> Server:
     """An HTTP server around a started engine, to be run on a socket of ours."""
     settings = uvicorn.Config(
-        create_app(engine, config),
-        http=Protocol,
+        AccessLog(create_app(engine, config), config.log.log_prompts),
+        http=cast(type[asyncio.Protocol], partial(Protocol, config.limits)),  # it is only ever called
         ws="none",
         lifespan="on",
         log_config=None,
-        access_log=config.log.log_level in ("debug", "info"),
+        access_log=False,  # it has paths as callers wrote them
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=LAST_ANSWERS_SECONDS,
     )
     return Server(settings)
@@ -107,7 +105,7 @@ class _Run:
     def __init__(self, server_config: ServerConfig, engine_config: EngineConfig, sock: socket.socket) -> None:
         self.config = server_config
         self.sock = sock
-        self.engine = AsyncEngine(engine_config)
+        self.engine = AsyncEngine(engine_config, log=server_config.log)
         self.stopping = asyncio.Event()
         self.hurrying = asyncio.Event()
 
@@ -129,23 +127,45 @@ class _Run:
         except OSError as error:  # another process bound the address too, and listened first
             raise _cannot_listen(self.config.http.host, self.config.http.port, error) from error
         print(f"stepbatch serves {self.engine.info.id} on {self._url()}", flush=True)
+        settle()
         serving = asyncio.ensure_future(server.serve(sockets=[self.sock]))
         await self.stopping.wait()
         log.info("stopping: requests in flight have %g s to finish", self.config.http.drain_seconds)
         finished = await done_before(self.hurrying.wait(), self.engine.stop(self.config.http.drain_seconds))
-        server.force_exit = not finished
         server.should_exit = True
+        await self._last_answers(server, serving)
+        return 0 if finished and not server.force_exit else 1
+
+    async def _last_answers(self, server: Server, serving: asyncio.Future[None]) -> None:
+        """Wait until what is done is written, for as long as that may take, or until somebody is in a hurry."""
+        hurry = asyncio.ensure_future(self.hurrying.wait())
+        await asyncio.wait((hurry, serving), return_when=asyncio.FIRST_COMPLETED)
+        server.force_exit = hurry.done()
+        hurry.cancel()
         await serving
-        return 0 if finished else 1
 
     def _on_signal(self) -> None:
-        if self.stopping.is_set():
+        if self.stopping.is_set() and not self.hurrying.is_set():
             self.hurrying.set()
+            # A thread that writes a video can't be told to end, nor can a driver that holds on to the engine process.
+            cut = threading.Timer(HURRY_SECONDS, os._exit, (1,))
+            cut.daemon = True
+            cut.start()
         self.stopping.set()
 
     def _url(self) -> str:
         host, port = self.sock.getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _allow_descriptors(count: int) -> None:
+    """Raise this process's own limit of open files and sockets, as far as the system's goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < count:
+        log.warning("at most %d files and sockets can be open here; --max-connections needs %d", most, count)
 
 
 def _cannot_listen(host: str, port: int, error: OSError | UnicodeError) -> SetupError:
@@ -154,10 +174,3 @@ def _cannot_listen(host: str, port: int, error: OSError | UnicodeError) -> Setup
     else:
         reason = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
     return SetupError(f"can't listen on {host}:{port}: {reason}")
-
-
-def _set_up_logging(level: str) -> None:
-    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    if level != "debug":
-        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # its start and stop lines say nothing new
-        logging.getLogger("python_multipart").setLevel(logging.ERROR)  # warns of what callers are told anyway

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from stepbatch.checks import check_int
+from stepbatch.config import LimitsConfig
 from stepbatch.errors import InvalidJSON, InvalidValue, ModelNotFound, RequestError, UnknownParameter
 from stepbatch.model_info import ModelInfo
 from stepbatch.request import FIELDS, GenerationRequest
@@ -32,6 +34,8 @@ from stepbatch.server.fields import (
 )
 from stepbatch.sizes import parse_size
 
+USUAL_LIMITS = LimitsConfig()
+_MAX_MARKS = 20_000  # commas and brackets of JSON: values take long to read for what they are, unlike long texts
 _MAX_DIGITS = 40  # of an integer; a longer one is out of every range, and slow to convert
 
 
@@ -58,8 +62,10 @@ def parse_json(body: bytes) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        InvalidJSON: it isn't UTF-8, JSON or an object, or nests too deeply.
+        InvalidJSON: it isn't UTF-8, JSON or an object, nests too deeply or has far more values than there are fields.
     """
+    if sum(body.count(mark) for mark in (b",", b"[", b"{")) > _MAX_MARKS:
+        raise InvalidJSON(f"the body has more than {_MAX_MARKS} commas and brackets")
     try:
         value = json.loads(body.decode("utf-8"), parse_int=_integer)
     except RecursionError:
@@ -73,11 +79,17 @@ def parse_json(body: bytes) -> dict[str, Any]:
     return value
 
 
-def parse(body: Mapping[str, Any], info: ModelInfo, idle: Collection[str] = USUALLY_IDLE) -> ImageRequest:
+def parse(
+    body: Mapping[str, Any],
+    info: ModelInfo,
+    idle: Collection[str] = USUALLY_IDLE,
+    limits: LimitsConfig = USUAL_LIMITS,
+) -> ImageRequest:
     """Turn a body into what it asks for. Null counts as absent.
 
     Args:
         idle: Fields that the server's settings leave without effect.
+        limits: How much may be asked for.
 
     Raises:
         UnknownParameter: a field that is neither read nor on a list of ignored ones.
@@ -92,7 +104,7 @@ def parse(body: Mapping[str, Any], info: ModelInfo, idle: Collection[str] = USUA
         ignored.append("background")
     output_format = _choice(given, "output_format", OUTPUT_FORMATS, "png")
     return ImageRequest(
-        generation=generation_of(given, idle),
+        generation=generation_of(given, idle, limits),
         response_format=_choice(given, "response_format", RESPONSE_FORMATS, "b64_json"),
         output_format=output_format,
         output_compression=_compression(given, output_format),
@@ -164,7 +176,9 @@ def check_model(name: object, info: ModelInfo) -> None:
         raise ModelNotFound(f"the model {json.dumps(name[:200])} is not served here; {info.id} is", "model")
 
 
-def generation_of(given: Mapping[str, Any], idle: Collection[str] = USUALLY_IDLE) -> GenerationRequest:
+def generation_of(
+    given: Mapping[str, Any], idle: Collection[str] = USUALLY_IDLE, limits: LimitsConfig = USUAL_LIMITS
+) -> GenerationRequest:
     """What the fields of a route that are given ask of the model. A user that has no effect may be anything.
 
     Raises:
@@ -177,9 +191,19 @@ def generation_of(given: Mapping[str, Any], idle: Collection[str] = USUALLY_IDLE
     if "user" in idle:
         fields.pop("user", None)
     try:
-        return GenerationRequest(**{**fields, "width": width, "height": height})
+        generation = GenerationRequest(**{**fields, "width": width, "height": height})
     except InvalidValue as error:
         raise blame_size(error, None, has_size(given)) from None
+    _check_limits(generation, limits)
+    return generation
+
+
+def _check_limits(generation: GenerationRequest, limits: LimitsConfig) -> None:
+    check_int("n", generation.n, 1, limits.max_outputs)
+    check_int("num_inference_steps", generation.num_inference_steps, 1, limits.max_steps)
+    for name, text in (("prompt", generation.prompt), ("negative_prompt", generation.negative_prompt or "")):
+        if len(text.encode()) > limits.max_prompt_bytes:
+            raise InvalidValue(f"{name} must have at most {limits.max_prompt_bytes} bytes", name)
 
 
 def has_size(given: Mapping[str, Any]) -> bool:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from stepbatch.duration import seconds_of
-from stepbatch.engine.client import AsyncEngine, Handle
+from stepbatch.engine.client import AsyncEngine
+from stepbatch.engine.handle import Handle
 from stepbatch.engine.messages import FromEngine, Output, Unit
 from stepbatch.errors import InternalError, InvalidValue, RequestCancelled, RequestError, StorageFull
 from stepbatch.race import done_before
@@ -99,11 +100,13 @@ class VideoJobs:
         return record
 
     async def delete(self, id: str) -> None:
-        """Forget a video, and stop making it; raises ``NotFound`` if there is none."""
+        """Forget a video, and stop making it; raises what the store's ``delete`` does."""
         if id in self._jobs:
             self._jobs[id].deleted = True
-        await self.threads.record(lambda: self.store.delete(id))
-        self.engine.cancel(id)
+        try:
+            await self.threads.record(lambda: self.store.delete(id))
+        finally:
+            self.engine.cancel(id)
 
     def on_message(self, message: FromEngine) -> None:
         """Notice which videos the engine has begun to work on."""
@@ -157,13 +160,16 @@ class VideoJobs:
     async def _tell(self, job: _Job, progress: int) -> None:
         """Put progress into the record; never less than before, though steps begin anew where the engine does.
 
+        Where there is no room for it, it is left out: by the time the video is made, there may be.
+
         Raises:
             RequestCancelled: the record was deleted, by another server.
         """
         if progress > job.progress:
             job.progress = progress
-            if not await self.threads.record(lambda: self.store.advance(job.id, progress)):
-                raise _deleted()
+            with suppress(StorageFull):
+                if not await self.threads.record(lambda: self.store.advance(job.id, progress)):
+                    raise _deleted()
 
     async def _fail(self, id: str, error: RequestError) -> None:
         """Write down why there will be no video. Where there is no room even for that, go on trying."""
@@ -171,7 +177,7 @@ class VideoJobs:
             try:
                 await self.threads.record(lambda: self.store.fail(id, error))
                 return
-            except (sqlite3.Error, OSError) as problem:
+            except (sqlite3.Error, OSError, StorageFull) as problem:
                 log.error("the record of %s can't be written: %s", id, problem)
             if await self._closes_within(RETRY_SECONDS):
                 return  # whoever opens the folder next sees that this server has ended
@@ -180,7 +186,7 @@ class VideoJobs:
         while not await self._closes_within(TIDY_SECONDS):
             try:
                 await self.threads.record(self.store.tidy)
-            except (sqlite3.Error, OSError) as error:
+            except (sqlite3.Error, OSError, StorageFull) as error:
                 log.error("videos that have expired can't be deleted: %s", error)
 
     async def _closes_within(self, seconds: float) -> bool:

@@ -13,9 +13,10 @@ from stepbatch.image import InputImage
 from stepbatch.image_files import read_picture
 from stepbatch.model_info import ModelInfo
 from stepbatch.request import GenerationRequest
+from stepbatch.server.body import Share
 from stepbatch.server.fields import GENERATIONS, USUALLY_IDLE, VIDEOS
 from stepbatch.server.forms import FormLimits
-from stepbatch.server.schema import blame_size, check_known, generation_of, has_size, known_fields
+from stepbatch.server.schema import USUAL_LIMITS, blame_size, check_known, generation_of, has_size, known_fields
 
 REFERENCE = "input_reference"
 
@@ -45,12 +46,18 @@ def form_limits(limits: LimitsConfig) -> FormLimits:
         body_bytes=limits.max_upload_bytes,
         text_bytes=limits.max_body_bytes,
         file_bytes=limits.max_image_bytes,
+        parts=limits.max_form_parts,
         files={REFERENCE: 1},
         check_name=_check_name,
     )
 
 
-def parse_video(values: Mapping[str, Any], info: ModelInfo, idle: Collection[str] = USUALLY_IDLE) -> VideoRequest:
+def parse_video(
+    values: Mapping[str, Any],
+    info: ModelInfo,
+    idle: Collection[str] = USUALLY_IDLE,
+    limits: LimitsConfig = USUAL_LIMITS,
+) -> VideoRequest:
     """Turn fields into what they ask for, as ``parse`` does. Null counts as absent.
 
     Raises:
@@ -64,7 +71,7 @@ def parse_video(values: Mapping[str, Any], info: ModelInfo, idle: Collection[str
     if REFERENCE in given:
         raise _not_uploaded()
     seconds = parse_seconds(given["seconds"]) if "seconds" in given else None
-    generation = generation_of(given, idle)
+    generation = generation_of(given, idle, limits)
     return VideoRequest(
         generation=generation if seconds is None else _lasting(generation, seconds, info),
         ignored=tuple(ignored),
@@ -88,13 +95,15 @@ def check_before_decoding(wanted: VideoRequest, info: ModelInfo) -> None:
         raise replace(wanted, generation=tried).blame(error) from None
 
 
-def with_image(wanted: VideoRequest, data: bytes, max_pixels: int) -> VideoRequest:
+def with_image(wanted: VideoRequest, data: bytes, max_pixels: int, share: Share) -> VideoRequest:
     """The same with an image for its first frame. This decodes it, which takes its time.
 
     Raises:
         InvalidValue: the file can't be read.
+        Overloaded, PayloadTooLarge: there is no room for it.
     """
     image = read_picture(data, max_pixels, REFERENCE, REFERENCE).on_white()
+    share.take(len(image.pixels))
     return replace(wanted, generation=replace(wanted.generation, images=(image,)))
 
 

@@ -2,6 +2,8 @@
 
 Several servers may share the folder. A record names the run of the server that makes its video; a video that isn't
 finished when its run is over never will be, and counts as failed from then on.
+
+Where the disk is full, what can't be written is told all the same, and files go before their records: that makes room.
 """
 
 from __future__ import annotations
@@ -12,17 +14,19 @@ import re
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from stepbatch.errors import NotFound, RequestError, ServerDied, SetupError, StorageFull
 from stepbatch.server.runs import Runs
+from stepbatch.server.wall_clock import WallClock
 
 VARIANTS = {"video": ("mp4", "video/mp4"), "thumbnail": ("webp", "image/webp"), "spritesheet": ("jpg", "image/jpeg")}
 ID = "video_[0-9a-f]{32}"
+WAL_PAGES = 100  # of 4 KiB, that the log has before it is worked in; SQLite's own 1,000 may not have room
 BUSY_SECONDS = 30.0  # how long another server's statement is waited for
 
 _VERSION = 1
@@ -42,6 +46,7 @@ CREATE TABLE IF NOT EXISTS videos (
 """
 _COLUMNS = "id, run, status, progress, created_at, completed_at, expires_at, error, about"
 _UNFINISHED = "status IN ('queued', 'in_progress')"
+_SERVER_DIED = ServerDied("the server ended before the video was made")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,26 +100,25 @@ class VideoStore:
         folder: Made if it isn't there.
         ttl_seconds: How long a finished video and its record are kept.
         max_bytes: Of all finished videos together; the oldest go first.
-        clock: Unix seconds.
+        clock: Of its records.
 
     Raises:
         SetupError: the folder can't be used.
     """
 
-    def __init__(
-        self, folder: Path, ttl_seconds: float, max_bytes: int, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, folder: Path, ttl_seconds: float, max_bytes: int, clock: WallClock | None = None) -> None:
         self.ttl_seconds = ttl_seconds
         self.max_bytes = max_bytes
-        self.clock = clock
+        self.clock = clock or WallClock()
         self.files = folder / "files"
+        self._failed: dict[str, dict[str, Any]] = {}  # errors that are not written down yet, by video
         try:
             self.files.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._database = _open(folder / "videos.sqlite3")
             self.runs = Runs(folder / "runs")
             self.tidy()
             self._sweep()
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, sqlite3.Error, StorageFull) as error:
             raise SetupError(f"--video-dir: can't keep videos in {folder}: {error}") from error
 
     def add(self, id: str, about: Mapping[str, Any]) -> Record:
@@ -123,19 +127,19 @@ class VideoStore:
         Raises:
             StorageFull: it can't be written.
         """
-        values = (id, self.runs.id, "queued", 0, int(self.clock()), json.dumps(about))
-        try:
-            self._database.execute(
-                "INSERT INTO videos (id, run, status, progress, created_at, about) VALUES (?, ?, ?, ?, ?, ?)", values
-            )
-        except sqlite3.OperationalError as error:
-            raise StorageFull(f"the video's record can't be written: {error}") from error
+        values = (id, self.runs.id, "queued", 0, int(self.clock.now()), json.dumps(about))
+        columns = "id, run, status, progress, created_at, about"
+        self._write(f"INSERT INTO videos ({columns}) VALUES (?, ?, ?, ?, ?, ?)", values)
         return self.get(id)
 
     def advance(self, id: str, progress: int) -> bool:
-        """Write down how far a video is, percent; returns whether there is still a record of it."""
+        """Write down how far a video is, percent; returns whether there is still a record of it.
+
+        Raises:
+            StorageFull: it can't be written.
+        """
         set_to = f"UPDATE videos SET status = 'in_progress', progress = ? WHERE id = ? AND {_UNFINISHED}"
-        return self._database.execute(set_to, (progress, id)).rowcount == 1
+        return self._write(set_to, (progress, id)).rowcount == 1
 
     def parts(self, id: str) -> dict[str, Path]:
         """Where the files of a video are written, by variant, before ``finish`` puts them in their places."""
@@ -152,7 +156,7 @@ class VideoStore:
         size = sum(part.stat().st_size for part in parts.values())
         if size > self.max_bytes:
             raise StorageFull(f"the video has {size} bytes, and --video-disk-mb leaves {self.max_bytes}")
-        now = int(self.clock())
+        now, expires = int(self.clock.now()), int(self.clock.latest() + self.ttl_seconds)
         with self._database:
             self._database.execute("BEGIN IMMEDIATE")
             row = self._database.execute(f"SELECT about FROM videos WHERE id = ? AND {_UNFINISHED}", (id,)).fetchone()
@@ -161,7 +165,7 @@ class VideoStore:
                 for variant, part in parts.items():
                     os.replace(part, self.path(id, variant))
                 about = json.dumps({**json.loads(row[0]), **more})
-                values = (now, now + int(self.ttl_seconds), size, about, id)
+                values = (now, expires, size, about, id)
                 self._database.execute(
                     "UPDATE videos SET status = 'completed', progress = 100, completed_at = ?, expires_at = ?, "
                     "bytes = ?, about = ? WHERE id = ?",
@@ -171,10 +175,16 @@ class VideoStore:
         return row is not None
 
     def fail(self, id: str, error: RequestError) -> None:
-        """Write down why there will be no video. One that is finished, or was deleted, is left as it is."""
-        self._fail("id", id, error)
+        """Write down why there will be no video. One that is finished, or was deleted, is left as it is.
+
+        Raises:
+            StorageFull: it can't be written; it is told all the same, and this is to be called again.
+        """
         if not self._database.execute("SELECT 1 FROM videos WHERE id = ? AND status = 'completed'", (id,)).fetchone():
             self._unlink([id])
+        self._failed[id] = error.fields
+        self._fail("id", id, error)
+        del self._failed[id]
 
     def get(self, id: str) -> Record:
         """The record of a video; raises ``NotFound`` if there is none, or no longer."""
@@ -199,10 +209,15 @@ class VideoStore:
         return found[:limit], len(found) > limit
 
     def delete(self, id: str) -> None:
-        """Forget a video, finished or not; raises ``NotFound`` if there is none."""
+        """Forget a video, finished or not.
+
+        Raises:
+            NotFound: there is none.
+            StorageFull: its record can't be deleted; its files are.
+        """
         self.get(id)
-        self._database.execute("DELETE FROM videos WHERE id = ?", (id,))
         self._unlink([id])
+        self._write("DELETE FROM videos WHERE id = ?", (id,))
 
     def path(self, id: str, variant: str) -> Path:
         """Where a finished video's file is."""
@@ -210,10 +225,11 @@ class VideoStore:
 
     def tidy(self) -> None:
         """Delete what has expired, and give up what dead servers have left unfinished."""
-        now = int(self.clock())
-        rows = self._database.execute("DELETE FROM videos WHERE expires_at <= ? RETURNING id", (now,)).fetchall()
-        self._unlink(row[0] for row in rows)
-        self._give_up(row[0] for row in self._database.execute(f"SELECT DISTINCT run FROM videos WHERE {_UNFINISHED}"))
+        expired = f"NOT {self._alive()}"
+        self._unlink(row[0] for row in self._database.execute(f"SELECT id FROM videos WHERE {expired}").fetchall())
+        self._write(f"DELETE FROM videos WHERE {expired}")
+        runs = self._database.execute(f"SELECT DISTINCT run FROM videos WHERE {_UNFINISHED}").fetchall()
+        self._give_up(self._over(row[0] for row in runs))
         self.runs.sweep()
 
     def close(self) -> None:
@@ -222,28 +238,44 @@ class VideoStore:
         self.runs.close()
 
     def _alive(self) -> str:
-        return f"(expires_at IS NULL OR expires_at > {int(self.clock())})"
+        return f"(expires_at IS NULL OR expires_at > {int(self.clock.earliest())})"
 
     def _read(self, query: str, values: tuple[Any, ...]) -> list[Record]:
         """The records that a query finds, none of them waiting for a server that is dead."""
         records = [_record(row) for row in self._database.execute(query, values)]
-        if self._give_up({record.run for record in records if not record.finished}):
+        over = self._over({record.run for record in records if not record.finished})
+        if over:
+            with suppress(StorageFull):
+                self._give_up(over)
             records = [_record(row) for row in self._database.execute(query, values)]
-        return records
+        return [self._told(record, over) for record in records]
 
-    def _give_up(self, runs: Iterable[str]) -> bool:
-        """Fail what those of these runs that are over have left unfinished; whether there are such."""
-        over = [run for run in list(runs) if self.runs.ended(run)]
-        for run in over:
-            self._fail("run", run, ServerDied("the server ended before the video was made"))
-        return bool(over)
+    def _over(self, runs: Iterable[str]) -> set[str]:
+        """Those of these runs that are over."""
+        return {run for run in runs if self.runs.ended(run)}
+
+    def _give_up(self, runs: Iterable[str]) -> None:
+        """Fail what these runs have left unfinished."""
+        for run in runs:
+            self._fail("run", run, _SERVER_DIED)
+
+    def _told(self, record: Record, over: Collection[str]) -> Record:
+        """A record with its ending, also where there was no room to write that down; ``over`` are runs."""
+        error = _SERVER_DIED.fields if record.run in over else self._failed.get(record.id)
+        return record if record.finished or not error else replace(record, status="failed", error=error)
 
     def _fail(self, column: str, value: str, error: RequestError) -> None:
-        about = {"code": error.code, "message": error.message, "param": error.param, "type": error.type}
-        self._database.execute(
+        self._write(
             f"UPDATE videos SET status = 'failed', error = ?, expires_at = ? WHERE {column} = ? AND {_UNFINISHED}",
-            (json.dumps(about), int(self.clock() + self.ttl_seconds), value),
+            (json.dumps(error.fields), int(self.clock.latest() + self.ttl_seconds), value),
         )
+
+    def _write(self, statement: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
+        """Change one thing; raises ``StorageFull`` if that can't be written."""
+        try:
+            return self._database.execute(statement, values)
+        except sqlite3.OperationalError as error:
+            raise StorageFull(f"the video's record can't be written: {error}") from error
 
     def _oldest_over(self, room: int) -> list[str]:
         """Delete the oldest finished videos until the rest fit in so many bytes; returns their ids."""
@@ -281,6 +313,7 @@ def _open(path: Path) -> sqlite3.Connection:
         os.chmod(path, 0o600)
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = NORMAL")
+        database.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
         (version,) = database.execute("PRAGMA user_version").fetchone()
         if version not in (0, _VERSION):
             raise sqlite3.DatabaseError(f"{path.name} is of another version of stepbatch")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
@@ -12,11 +13,13 @@ from starlette.types import Message, Receive, Scope, Send
 from stepbatch.config import LimitsConfig
 from stepbatch.engine.client import AsyncEngine
 from stepbatch.errors import InternalError, InvalidRange, InvalidValue, NotFound, RequestError
-from stepbatch.server.body import read_body, unless_gone
-from stepbatch.server.fields import GENERATIONS, MAX_PAGE, PAGE, VIDEOS, idle_fields
+from stepbatch.server.access import by_key
+from stepbatch.server.body import Room, Share, read_body, unless_gone
+from stepbatch.server.fields import GENERATIONS, MAX_PAGE, PAGE, VIDEOS
 from stepbatch.server.forms import read_form
 from stepbatch.server.handlers import error_response
 from stepbatch.server.images import Threads
+from stepbatch.server.logs import note_prompt
 from stepbatch.server.metrics import Metrics
 from stepbatch.server.schema import from_texts, parse_json
 from stepbatch.server.video_jobs import VideoJobs
@@ -35,13 +38,21 @@ class VideoRoutes:
     """The routes and what they work with; ``jobs`` is ``None`` where the model makes pictures."""
 
     def __init__(
-        self, engine: AsyncEngine, jobs: VideoJobs | None, metrics: Metrics, threads: Threads, limits: LimitsConfig
+        self,
+        engine: AsyncEngine,
+        jobs: VideoJobs | None,
+        metrics: Metrics,
+        threads: Threads,
+        limits: LimitsConfig,
+        room: Room,
+        idle: tuple[str, ...],
     ) -> None:
         self.engine = engine
         self.metrics = metrics
         self.threads = threads
         self.limits = limits
-        self._idle = idle_fields(engine.config.batching)
+        self.room = room
+        self._idle = idle  # fields without effect
         self._jobs = jobs
 
     async def create(self, request: Request) -> Response:
@@ -49,8 +60,10 @@ class VideoRoutes:
         arrival = time.monotonic()
         code: str | None = InternalError.code
         try:
-            self.engine.admission.check()  # what is refused costs nothing more
-            wanted = await self._read(request)
+            self.engine.check()  # what is refused costs nothing more
+            with self.room.share() as share:
+                wanted = await self._read(request, share)
+            wanted = replace(wanted, generation=by_key(request, wanted.generation))
             record = await self.jobs.submit(wanted, arrival)
             code = None  # it is counted when it ends
         except RequestError as error:
@@ -121,19 +134,21 @@ class VideoRoutes:
         store, id = self.jobs.store, request.path_params["video_id"]
         return await self.threads.record(lambda: store.get(id))
 
-    async def _read(self, request: Request) -> VideoRequest:
+    async def _read(self, request: Request, share: Share) -> VideoRequest:
         info = self.engine.info
         if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-            body = await read_body(request, self.limits.max_body_bytes)
-            return parse_video(parse_json(body), info, self._idle)
-        form = await read_form(request, form_limits(self.limits))
-        wanted = parse_video(from_texts(form.texts, VIDEOS), info, self._idle)
+            values = parse_json(await read_body(request, self.limits.max_body_bytes, share))
+            note_prompt(request, values)
+            return parse_video(values, info, self._idle, self.limits)
+        form = await read_form(request, form_limits(self.limits), share)
+        note_prompt(request, form.texts)
+        wanted = parse_video(from_texts(form.texts, VIDEOS), info, self._idle, self.limits)
         if REFERENCE not in form.files:
             return wanted
         check_before_decoding(wanted, info)
-        self.engine.admission.check()
+        self.engine.check()
         (data,) = form.files[REFERENCE]
-        decoding = self.threads.decode(lambda: with_image(wanted, data, self.limits.max_image_pixels))
+        decoding = self.threads.decode(lambda: with_image(wanted, data, self.limits.max_image_pixels, share))
         return await unless_gone(request, decoding)
 
 

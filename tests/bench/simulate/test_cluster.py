@@ -16,7 +16,7 @@ from tests.bench.simulate.simulated import SERIAL, curve, kind, run
 from stepbatch.bench.simulate.cluster import Course
 from stepbatch.config import BatchingConfig
 
-POLICIES = st.sampled_from(("fcfs", "srpt", "deadline"))
+POLICIES = st.sampled_from(("boost", "fcfs", "srpt", "deadline"))
 EIGHTHS = st.integers(0, 24).map(lambda value: value / 8)
 
 
@@ -93,7 +93,7 @@ def test_what_cannot_be_on_time_is_dropped_before_it_begins() -> None:
     timeout=st.sampled_from((None, 2.0)),
 )
 def test_leaps_change_nothing(
-    policy: Literal["fcfs", "srpt", "deadline"],
+    policy: Literal["boost", "fcfs", "srpt", "deadline"],
     width: int | None,
     requests: list[tuple[float, int, int, int]],
     encode: float,
@@ -122,7 +122,7 @@ def test_leaps_change_nothing(
     open_loop=st.booleans(),
 )
 def test_every_request_ends_once(
-    policy: Literal["fcfs", "srpt", "deadline"],
+    policy: Literal["boost", "fcfs", "srpt", "deadline"],
     routing: str,
     replicas: int,
     most: float,

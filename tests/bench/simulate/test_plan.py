@@ -33,7 +33,7 @@ def test_loads_come_in_three_units() -> None:
 @pytest.mark.parametrize(
     ("fleet", "message"),
     [
-        ({"policies": "fcfs,sjf"}, r"--policies must be of fcfs, srpt, deadline; 'sjf' is not"),
+        ({"policies": "fcfs,sjf"}, r"--policies must be of boost, fcfs, srpt, deadline; 'sjf' is not"),
         ({"routings": "random"}, r"--routings must be of round-robin, least-work, two-choices; 'random' is not"),
         ({"widths": "wide"}, r"--widths must be like 1,2,4; 'wide' is not"),
         ({"widths": "0"}, r"--dynamic-batch-max-size must be from 1"),

@@ -39,8 +39,11 @@ START = ["--server-command", shlex.join([*FAKE, "--port", "{port}"])]
 WORK = [*("--dataset", "random", "--width", "64", "--height", "64", "--num-inference-steps", "4"), "--disable-tqdm"]
 
 
+pytestmark = pytest.mark.usefixtures("forked_servers")
+
+
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url(forked_servers: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [*FAKE, "--port", "0", "--dynamic-batch-max-size", "4"]
     with running(command, tmp_path_factory.mktemp("server") / "log") as server:
         yield server.base_url

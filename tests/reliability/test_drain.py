@@ -1,0 +1,134 @@
+"""A server that is told to stop finishes what it has begun."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from .inside import is_own
+from .record import Finding
+from .serving import Served, address, listens, run_first, until, until_not_ready
+
+FLIGHT = 16
+LONG = 1000  # steps: longer than any of these tests
+
+
+@pytest.fixture
+def crowd() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(FLIGHT) as threads:
+        yield threads
+
+
+def ask(server: Served, crowd: ThreadPoolExecutor, count: int, steps: int) -> list[Future[httpx.Response]]:
+    """So many requests, all of which it has taken in."""
+    asking = [crowd.submit(server.generate, prompt=f"{i}", num_inference_steps=steps) for i in range(count)]
+    until(lambda: server.metric("num_requests_running") + server.metric("num_requests_waiting") == count)
+    return asking
+
+
+def test_all_that_is_in_flight_is_finished(
+    serve: Callable[..., Served],
+    crowd: ThreadPoolExecutor,
+    size: Callable[[int, int], int],
+    note: Callable[[Finding], None],
+) -> None:
+    rounds, drain = size(1, 20), 30.0
+    refusing: list[float] = []
+    finishing: list[float] = []
+    for round_ in range(rounds):
+        number = signal.SIGINT if round_ % 2 else signal.SIGTERM
+        server = serve("--fake-step-ms", "20", "--drain-seconds", str(drain), "--dynamic-batch-max-size", "8")
+        asking = ask(server, crowd, FLIGHT, 60)
+        server.signal(number)
+        began = time.monotonic()
+        told_ready, told_not = until_not_ready(server)
+        assert told_ready < 1.0
+        refusing.append(told_not)
+        assert server.http.get("/health").json() == {"status": "ok", "engine": "stopping"}
+        refused = server.generate()
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_unavailable")
+        assert 1 <= int(refused.headers["retry-after"]) <= 120
+        assert server.process.wait(drain) == 0, server.log
+        finishing.append(time.monotonic() - began)
+        for i, answer in enumerate(one.result() for one in asking):
+            assert answer.status_code == 200, answer.text
+            assert is_own(answer, f"{i}")
+    figure = (
+        f"{rounds * FLIGHT} of {rounds * FLIGHT} finished, exit 0 after {max(finishing):.1f} s of {drain:g}; "
+        f"not ready, and new ones 503, after {max(refusing):.2f} s"
+    )
+    note(Finding(12, "drain", f"{FLIGHT} in flight", f"SIGTERM or SIGINT, {rounds} times", figure))
+
+
+def test_a_second_signal_ends_it(
+    serve: Callable[..., Served], crowd: ThreadPoolExecutor, note: Callable[[Finding], None]
+) -> None:
+    server = serve("--fake-step-ms", "20", "--drain-seconds", "60")
+    asking = ask(server, crowd, FLIGHT, LONG)
+    server.signal(signal.SIGTERM)
+    until(lambda: server.http.get("/ready").status_code == 503)
+    server.signal(signal.SIGTERM)
+    began = time.monotonic()
+    assert server.process.wait(5.0) == 1
+    seconds = time.monotonic() - began
+    assert all(one.exception() or one.result().status_code == 503 for one in asking)
+    figure = f"exit 1 after {seconds:.1f} s"
+    note(Finding(12, "a second signal", f"{FLIGHT} in flight", "SIGTERM twice", figure))
+
+
+def test_a_second_signal_waits_for_no_connection_either(serve: Callable[..., Served]) -> None:
+    server = serve()
+    with socket.create_connection(address(server.url)) as client:
+        client.sendall(b"POST /v1/images/generations HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99\r\n\r\n{")
+        until(lambda: server.http.get("/ready").status_code == 200)
+        server.signal(signal.SIGTERM)  # nothing is in flight: it waits for the rest of the body alone
+        until(lambda: not listens(server.url))
+        server.signal(signal.SIGTERM)
+        assert server.process.wait(5.0) == 1
+
+
+SLOW_FILES = """
+import sys, time
+if "stepbatch" in sys.orig_argv:
+    from stepbatch import video_files
+    video_files.write_mp4 = lambda path, output, fps: time.sleep(60)
+"""
+
+
+def test_a_second_signal_waits_for_no_thread_either(
+    serve: Callable[..., Served], tmp_path: Path, soak: bool, note: Callable[[Finding], None]
+) -> None:
+    hurry = "" if soak else "    from stepbatch.server import run\n    run.HURRY_SECONDS = 0.5\n"
+    flags = ("--backend", "fake", "--log-level", "warning", "--fake-videos", "--video-dir", str(tmp_path / "videos"))
+    server = serve(*flags, env=run_first(tmp_path, SLOW_FILES + hurry))
+    id = server.http.post("/v1/videos", json={"prompt": "a cat", "num_inference_steps": 2}).json()["id"]
+    until(lambda: server.http.get(f"/v1/videos/{id}").json()["progress"] == 99)  # but for its file
+    began = time.monotonic()
+    server.signal(signal.SIGTERM)
+    until(lambda: not listens(server.url))
+    server.signal(signal.SIGTERM)
+    assert server.process.wait(15.0) == 1
+    seconds = time.monotonic() - began
+    if soak:
+        assert seconds < 5.0
+        note(
+            Finding(
+                12, "a second signal", "a video that is being written", "SIGTERM twice", f"exit 1 after {seconds:.1f} s"
+            )
+        )
+
+
+def test_what_does_not_finish_in_time_is_told_so(serve: Callable[..., Served], crowd: ThreadPoolExecutor) -> None:
+    server = serve("--fake-step-ms", "20", "--drain-seconds", "0.3")
+    asking = ask(server, crowd, FLIGHT, LONG)
+    server.signal(signal.SIGINT)
+    assert server.process.wait(10) == 0
+    for answer in (one.result() for one in asking):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")

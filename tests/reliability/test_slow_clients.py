@@ -1,0 +1,147 @@
+"""Promise 9: clients that send a byte a second, or don't read what they asked for, are hung up on and delay nobody."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from .record import Finding
+from .serving import Served, descriptors, resident_mb, until
+from .slow import Crowd
+
+HEAD = b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\nx-slow: "
+BODY = b"POST /v1/images/generations HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 100000\r\n\r\n"
+SLACK = 5.0  # seconds that a busy machine may take longer
+
+
+@pytest.fixture(scope="module")
+def seconds(soak: bool) -> dict[str, float]:
+    """The deadlines: the defaults in the long form."""
+    return {"header": 10.0, "body": 30.0, "write": 60.0} if soak else {"header": 1.5, "body": 2.0, "write": 2.0}
+
+
+@pytest.fixture(scope="module")
+def server(seconds: dict[str, float]) -> Iterator[Served]:
+    server = Served(*(f"--{name}-seconds={value}" for name, value in seconds.items()))
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def crowd(server: Served) -> Iterator[Callable[..., Crowd]]:
+    """Makes crowds, which leave at the end."""
+    made: list[Crowd] = []
+
+    def make(*arguments: Any, **options: Any) -> Crowd:
+        made.append(Crowd(server.url, *arguments, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def get(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode()
+
+
+def post(body: dict[str, Any]) -> bytes:
+    data = json.dumps(body).encode()
+    return BODY.replace(b"100000", b"%d" % len(data)) + data
+
+
+def latencies(server: Served, go_on: Callable[[], object], most: float = 120.0) -> list[float]:
+    """How long each request of a client that does as it should took, one after the other while ``go_on`` is true."""
+    took: list[float] = []
+    end = time.monotonic() + most
+    while go_on() and time.monotonic() < end:
+        began = time.monotonic()
+        assert server.generate(num_inference_steps=20).status_code == 200  # a tenth of a second
+        took.append(time.monotonic() - began)
+    return took
+
+
+def quiet(server: Served, seconds: float) -> list[float]:
+    return latencies(server, lambda: True, seconds)
+
+
+def p99(values: list[float]) -> float:
+    return sorted(values)[int(0.99 * len(values))]
+
+
+def test_a_byte_a_second_does_not_keep_a_connection(
+    server: Served,
+    seconds: dict[str, float],
+    crowd: Callable[..., Crowd],
+    size: Callable[[Any, Any], Any],
+    note: Callable[[Finding], None],
+) -> None:
+    many, every = size((20, 0.1), (100, 1.0))
+    without = quiet(server, size(0.7, 30.0))
+    opened = descriptors(server.pid)
+    heads = crowd(many, b"", HEAD + 500 * b"x", every)
+    bodies = crowd(many, BODY, 500 * b"x", every)
+    during = latencies(server, lambda: heads.left + bodies.left)
+    assert all(b" 408 " in heard and b'"request_timeout"' in heard for heard in heads.heard + bodies.heard)
+    assert seconds["header"] <= min(heads.lasted)
+    assert max(heads.lasted) < seconds["header"] + SLACK
+    assert seconds["body"] <= min(bodies.lasted)
+    assert max(bodies.lasted) < seconds["body"] + SLACK
+    until(lambda: descriptors(server.pid) <= opened)
+    without += quiet(server, size(0.7, 30.0))
+    assert p99(during) < 2 * p99(without) + size(0.5, 0.0)
+    note(
+        Finding(
+            9,
+            "slow clients",
+            f"{2 * many} connections beside one healthy client",
+            f"a byte every {every:g} s: {many} heads, {many} bodies",
+            f"408, and closed after {max(heads.lasted):.1f} s and {max(bodies.lasted):.1f} s at most; "
+            f"healthy p99 {1000 * p99(during):.0f} ms, {1000 * p99(without):.0f} ms without",
+        )
+    )
+
+
+def test_who_does_not_read_holds_up_nobody(
+    server: Served,
+    seconds: dict[str, float],
+    crowd: Callable[..., Crowd],
+    size: Callable[[Any, Any], Any],
+    note: Callable[[Finding], None],
+) -> None:
+    some, many = size((1, 9), (25, 25))
+    large = {"prompt": "[noise]", "size": "1856x1856", "num_inference_steps": 1}
+    picture = server.generate(**large, response_format="url").json()["data"][0]["url"]
+    path = "/" + picture.split("/", 3)[3]
+    with ThreadPoolExecutor(some) as clients:  # what the allocator keeps of so many at once is not theirs
+        list(clients.map(lambda _: server.generate(**large), range(some - 1)))
+    without = quiet(server, size(0.7, 30.0))
+    opened, held = descriptors(server.pid), resident_mb(server.pid)
+    answers = crowd(some, post(large), reads=False)
+    until(lambda: server.metric("num_requests_running") + server.metric("num_requests_waiting") == 0)
+    files = crowd(many, get(path), reads=False)
+    during = latencies(server, lambda: answers.left + files.left)
+    assert seconds["write"] <= min(files.lasted)
+    assert max(files.lasted) < seconds["write"] + SLACK
+    until(lambda: descriptors(server.pid) <= opened)
+    kept = resident_mb(server.pid) - held
+    without += quiet(server, size(0.7, 30.0))
+    assert kept < 64
+    assert p99(during) < 2 * p99(without) + size(0.5, 0.0)
+    note(
+        Finding(
+            9,
+            "clients that don't read",
+            f"{some + many} answers of 10 MB beside one healthy client",
+            f"nothing of them is read: {some} new pictures, {many} times one file",
+            f"all closed after {max(files.lasted):.1f} s, {max(0.0, kept):.0f} MiB kept; "
+            f"healthy p99 {1000 * p99(during):.0f} ms, {1000 * p99(without):.0f} ms without",
+        )
+    )
