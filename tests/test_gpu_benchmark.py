@@ -65,7 +65,7 @@ MEASURER = """
 import sys, time, types
 sys.path.insert(0, {benchmarks!r})
 card = sys.modules["parts.gpu_card"] = types.ModuleType("parts.gpu_card")  # the real one takes ten seconds to import
-card.run = lambda task, record: record.add("matrix", tflops=1.0)
+card.run = lambda task, record: record.add("matrix", of="1 x 1 x 1", dtype="float32", tflops=1.0)
 from parts.gpu_run import main
 sys.exit(main(sys.argv[1:], "", time.monotonic()))
 """

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that were written, as they were then."""
+    """The figures that would be written, as they are then."""
     from tests.bench.figures import watched  # here, for it takes a second to import
 
-    return watched(monkeypatch)
+    return watched(monkeypatch, written=False)

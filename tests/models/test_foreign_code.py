@@ -37,6 +37,7 @@ def test_configs_that_name_no_code(tmp_path: Path, config: dict[str, Any]) -> No
     (tmp_path / "part" / "config.json").write_text(json.dumps(config))
     (tmp_path / "scripts").mkdir()
     (tmp_path / "scripts" / "train.py").write_text("# no loader looks here")
+    (tmp_path / "handler.py").write_text("# nor here for this name")
     check_no_code(tmp_path, {"_class_name": "AnyPipeline", "part": ["diffusers", "AutoencoderKL"]})
 
 

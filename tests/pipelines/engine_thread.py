@@ -8,7 +8,7 @@ import threading
 from contextlib import suppress
 from typing import BinaryIO
 
-from stepbatch.config import EngineConfig
+from stepbatch.config import EngineConfig, LogConfig
 from stepbatch.engine.messages import Ready
 from stepbatch.engine.process import Link, load, serve
 
@@ -29,7 +29,7 @@ class EngineThread:
         """No thread can be: it ends when it is told to leave."""
 
 
-async def spawn(config: EngineConfig, address: str, record: BinaryIO) -> EngineThread:
+async def spawn(config: EngineConfig, log: LogConfig, address: str, record: BinaryIO) -> EngineThread:
     """In place of ``supervisor._spawn``."""
     return EngineThread(config, address, record)
 

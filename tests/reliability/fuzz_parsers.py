@@ -28,9 +28,9 @@ with atheris.instrument_imports(include=["stepbatch", "python_multipart", "PIL"]
     from stepbatch.image_files import read_picture
     from stepbatch.server import edits, video_request
     from stepbatch.server.body import Room
-    from stepbatch.server.fields import EDITS, ROUTES
+    from stepbatch.server.fields import ROUTES
     from stepbatch.server.forms import read_form
-    from stepbatch.server.schema import from_texts, parse, parse_json
+    from stepbatch.server.schema import parse, parse_json
     from stepbatch.sizes import parse_size
     from stepbatch.testing import FakeRunner
 
@@ -63,9 +63,9 @@ def video(data: bytes) -> None:
 
 def texts(data: bytes) -> None:
     """A form's fields: names and values in turn, by line."""
-    words = data.decode("utf-8", "surrogateescape").split("\n")
-    edits.parse_edit(edits.Form(dict(zip(words[::2], words[1::2], strict=False)), {"image": [b"x"]}), PICTURES)
-    from_texts(dict(zip(words[::2], words[1::2], strict=False)), EDITS)
+    words = data.decode("utf-8", "replace").split("\n")
+    given = {name: text for name, text in zip(words[::2], words[1::2], strict=False) if name not in ("image", "mask")}
+    edits.parse_edit(edits.Form(given, {"image": [b"x"]}), PICTURES)  # a text where a file belongs is refused before
 
 
 def form(data: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import io
 import os
 import signal
@@ -20,6 +21,7 @@ from stepbatch.config import EngineConfig, ServerConfig
 from stepbatch.engine.client import AsyncEngine
 from stepbatch.engine.handle import Handle
 from stepbatch.engine.messages import FromEngine, Unit
+from stepbatch.garbage import settle
 from stepbatch.request import GenerationRequest
 from stepbatch.server.run import bind, make_server
 from stepbatch.testing import FakeRunner
@@ -124,6 +126,7 @@ async def inside(config: EngineConfig, **settings: Any) -> AsyncIterator[Inside]
         server = make_server(engine, server_config)
         assert engine.on_message is not None
         engine.tell, engine.on_message = engine.on_message, engine.see
+        settle()  # as a server does, whose heap is small beside that of all tests
         serving = asyncio.ensure_future(server.serve(sockets=[sock]))
         try:
             await until(lambda: server.started)
@@ -135,6 +138,7 @@ async def inside(config: EngineConfig, **settings: Any) -> AsyncIterator[Inside]
             server.should_exit = True
             await serving
             await engine.stop()
+            gc.unfreeze()
 
 
 async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:

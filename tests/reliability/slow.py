@@ -44,6 +44,13 @@ class Crowd:
         """How many are still connected."""
         return self.lasted.count(NEVER)
 
+    def answered(self) -> int:
+        """How many have something to read, or have been hung up on."""
+        poll = select.poll()
+        for connection in self._sockets:
+            poll.register(connection, select.POLLIN)
+        return len(poll.poll(0))
+
     def close(self) -> None:
         """Hang up."""
         self._leaving = True

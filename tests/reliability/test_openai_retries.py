@@ -19,8 +19,7 @@ from .serving import Served, until
 
 pytestmark = pytest.mark.anyio
 
-STEP_MS, STEPS, WIDTH = 20, 20, 4
-FLAGS = ("--fake-step-ms", str(STEP_MS), "--dynamic-batch-max-size", str(WIDTH), "--max-queue-seconds", "1")
+WIDTH = 4
 KEY = "a-key-of-the-tests"
 RETRIES = 2  # as the client has it, unless told otherwise
 OVER = 3  # times what the server can do
@@ -44,6 +43,7 @@ class Client:
     """The client, and all that it sent."""
 
     openai: openai.AsyncOpenAI
+    steps: int
     attempts: list[Attempt] = field(default_factory=list)
 
     async def ask(self, id: str = "one", **fields: Any) -> float | None:
@@ -57,7 +57,7 @@ class Client:
     async def generate(self, id: str = "one", **fields: Any) -> None:
         known = {name: fields.pop(name) for name in ("model", "n") if name in fields}
         headers = {"x-request-id": id, **fields.pop("headers", {})}
-        body = {"num_inference_steps": STEPS, **fields}
+        body = {"num_inference_steps": self.steps, **fields}
         prompt = body.pop("prompt", "a cat")
         await self.openai.images.generate(
             prompt=prompt, size="16x16", extra_headers=headers, extra_body=body, **known
@@ -69,7 +69,7 @@ class Client:
 
 
 @asynccontextmanager
-async def client(server: Served, retries: int = RETRIES) -> AsyncIterator[Client]:
+async def client(server: Served, steps: int = 20, retries: int = RETRIES) -> AsyncIterator[Client]:
     sent: dict[Any, float] = {}
 
     async def on_request(request: Any) -> None:
@@ -92,13 +92,20 @@ async def client(server: Served, retries: int = RETRIES) -> AsyncIterator[Client
     async with openai.AsyncOpenAI(
         base_url=f"{server.url}/v1", api_key=KEY, max_retries=retries, http_client=http, timeout=600
     ) as made:
-        found = Client(made)
+        found = Client(made, steps)
         yield found
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Served]:
-    served = Served(*FLAGS, "--api-key", f"tests={KEY}")
+def queue(size: Callable[[int, int], int]) -> int:
+    """Seconds of work that may be there: two or three times what a request takes."""
+    return size(1, 4)
+
+
+@pytest.fixture(scope="module")
+def server(queue: int) -> Iterator[Served]:
+    bounds = ("--dynamic-batch-max-size", str(WIDTH), "--max-queue-seconds", str(queue))
+    served = Served("--fake-step-ms", "20", *bounds, "--api-key", f"tests={KEY}")
     served.http.headers["authorization"] = f"Bearer {KEY}"
     try:
         yield served
@@ -136,10 +143,13 @@ async def test_every_refusal_is_an_error_of_the_client_s(server: Served, note: C
 
 
 async def test_past_the_tipping_point_the_client_is_told_when_to_come(
-    server: Served, size: Callable[[float, float], float], note: Callable[[Finding], None]
+    server: Served, queue: int, size: Callable[[float, float], float], note: Callable[[Finding], None]
 ) -> None:
-    seconds = size(1.5, 60.0)
-    async with client(server) as made:
+    seconds, steps = (
+        size(1.5, 60.0),
+        20 * queue,
+    )  # the client itself takes much of a small machine: it sends few of long
+    async with client(server, steps) as made:
         capacity = await measured_capacity(made)
         made.attempts.clear()
         began, asked = time.monotonic(), list[asyncio.Task[float | None]]()
@@ -156,8 +166,9 @@ async def test_past_the_tipping_point_the_client_is_told_when_to_come(
         assert all(attempt.told and 1 <= attempt.told <= 120 for attempt in refused)
         assert_obeyed(made.attempts)
         assert_spread(refused, capacity)
-        goodput = rate([end for end in ends if end <= began + seconds]) / capacity
+        loaded = [end for end in ends if end <= began + seconds]
         overall = rate(ends) / capacity
+        goodput = rate(loaded) / capacity if len(loaded) > 2 * WIDTH else overall
         assert goodput >= size(0.6, 0.9)  # in short, what others do on the machine tells
         assert overall >= size(0.5, 0.8)  # the last that were let in have ever less company
         until(lambda: server.metric("backlog_seconds") == 0)
@@ -165,7 +176,7 @@ async def test_past_the_tipping_point_the_client_is_told_when_to_come(
     note(
         Finding(
             20, "retries under overload", f"{len(asked):,} requests of OpenAI's client, {OVER} x what can be done",
-            f"a queue of 1 s, {RETRIES} retries each",
+            f"a queue of {queue} s, {RETRIES} retries each",
             f"goodput {goodput:.0%} of the capacity under load, {overall:.0%} until the last; {mean:.2f} attempts, "
             f"at most {max(tries.values())}; {len(ends) / len(asked):.0%} answered in the end",
         )

@@ -23,7 +23,6 @@ pytestmark = pytest.mark.anyio
 
 AT_ONCE = 32
 SAMPLES = 60  # of memory, in all
-GROWTH = 1.0  # MiB per 1,000 requests
 PICTURE = file(image(size=(32, 32)))
 FLAGS = ("--fake-step-ms", "1", "--fake-memory-tokens", "60", "--url-ttl-seconds", "1")
 FAULTS = {  # a prompt, and how it is answered
@@ -144,8 +143,9 @@ async def test_it_holds_no_more_after_many_requests_than_after_a_few(
     note: Callable[[Finding], None],
     tmp_path: Path,
 ) -> None:
-    count = size(1500, 20000)
-    warm_up = size(900, count // 3)  # until the allocators have what they need
+    count = size(1000, 20000)
+    warm_up = size(600, count // 3)  # until the allocators have what they need
+    most = size(3, 1)  # MiB per 1,000 requests; of few requests, one step of an allocator makes more
     server = serve(*FLAGS, env={"TMPDIR": str(tmp_path)})
     load = Load(server, count)
     await load.kill()
@@ -156,8 +156,8 @@ async def test_it_holds_no_more_after_many_requests_than_after_a_few(
     server_growth, engine_growth = load.growth(warm, load.statuses.total())
     await load.kill()
     until(lambda: held(server, tmp_path).is_like(before))
-    assert server_growth < GROWTH
-    assert engine_growth < GROWTH
+    assert server_growth < most
+    assert engine_growth < most
     cancelled, ok = load.statuses["cancelled"], load.statuses[200]
     note(
         Finding(

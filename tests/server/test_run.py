@@ -98,7 +98,7 @@ def test_a_signal_lets_videos_finish(start: Callable[..., Run]) -> None:
     time.sleep(0.2)
     refused = httpx.post(f"{run.url}/v1/videos", json={"prompt": "a dog"})
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_unavailable")
-    assert run.process.wait(10) == 0
+    assert run.process.wait(20) == 0
     run = start()
     assert look(run, id)["status"] == "completed"
     assert httpx.get(f"{run.url}/v1/videos/{id}/content").status_code == 200

@@ -55,7 +55,11 @@ class Made:
         return record
 
     async def end(self, id: str) -> Record:
-        return await self.until(id, lambda record: record.finished)
+        record = await self.until(id, lambda record: record.finished)
+        async with asyncio.timeout(10):
+            while id in self.jobs._jobs or self.jobs._tasks:  # it is counted after its record is written
+                await asyncio.sleep(0.01)
+        return record
 
     def codes(self) -> dict[str, float]:
         figures = read(self.metrics.render().decode())

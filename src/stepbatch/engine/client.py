@@ -133,17 +133,17 @@ class AsyncEngine:
     @property
     def state(self) -> State:
         """What it does: ``failed`` is for good; ``restarting`` is not, and requests are held meanwhile."""
-        return "restarting" if self._state == "ready" and self._process is None else self._state
+        return "restarting" if self._state == "ready" and not self._up else self._state
 
     @property
     def pid(self) -> int | None:
         """The engine process's id, while it is up and loaded."""
-        return self._process.pid if self._process else None
+        return self._up.pid if self._up else None
 
     @property
     def stats(self) -> Stats:
         """The last statistics that came; while the engine restarts, all that is held counts as waiting."""
-        if self._process:
+        if self._up:
             return self._stats
         held = sum(len(handle.missing) for handle in self._handles.values() if not handle.ended)
         return msgspec.structs.replace(
@@ -190,6 +190,11 @@ class AsyncEngine:
         handle = self._handles.get(request_id)
         if handle and not handle.ended:
             self._end(handle, RequestCancelled("the request was cancelled"))
+
+    @property
+    def _up(self) -> EngineProcess | None:
+        """The process, unless it has ended, which is known before all that it said last is read."""
+        return self._process if self._process and not self._process.ended else None
 
     def _end(self, handle: Handle, error: RequestError) -> None:
         handle.fail(error)

@@ -52,6 +52,11 @@ class EngineProcess:
         self._exited = asyncio.create_task(process.wait())
         self._receiving: asyncio.Future[bytes] | None = None
 
+    @property
+    def ended(self) -> bool:
+        """Whether it is gone, though what it said last may still have to be read."""
+        return self._exited.done()
+
     def send(self, message: ToEngine) -> None:
         """Send without waiting: there is no limit on what is under way, and a dead process's messages are dropped."""
         self._socket.send(encode(message))

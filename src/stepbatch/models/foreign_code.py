@@ -11,6 +11,7 @@ from stepbatch.errors import CheckpointError
 from stepbatch.models.weights import read_json
 
 LIBRARIES = ("diffusers", "transformers")
+SOUGHT = ("pipeline.py", "None.py")  # what diffusers looks for beside model_index.json; other scripts lie there unread
 NAMING_CODE = ("auto_map", "custom_pipelines")  # keys of configs: classes in Python files
 NAMING_FILES = ("transformers_weights",)  # weights to be loaded in place of those that were looked at
 NAMING_KERNELS = ("attn_implementation", "_attn_implementation")  # with a slash, a repository of compiled code
@@ -24,7 +25,7 @@ def check_no_code(folder: Path, index: Mapping[str, Any]) -> None:
         index: Its ``model_index.json``.
 
     Raises:
-        CheckpointError: a part is of another library, or there are Python files, or configs that name code.
+        CheckpointError: a part is of another library, or there is Python that may be run, or a config that names code.
     """
     where = folder / "model_index.json"
     if isinstance(index.get("_class_name"), list):
@@ -38,9 +39,9 @@ def check_no_code(folder: Path, index: Mapping[str, Any]) -> None:
                 f"{where} has its {name} from {value[0]!r}: parts must be of diffusers or transformers, and no "
                 "checkpoint's code is run here"
             )
-    for place in (folder, *(folder / name for name in parts)):
-        for file in sorted(place.glob("*.py")):
-            raise CheckpointError(f"{file} is Python, and no checkpoint's code is run here; serve it without that file")
+    beside = [folder / name for name in SOUGHT if (folder / name).exists()]
+    for file in (*beside, *(file for name in parts for file in sorted((folder / name).glob("*.py")))):
+        raise CheckpointError(f"{file} is Python, and no checkpoint's code is run here; serve it without that file")
     for name in parts:
         for file in sorted((folder / name).glob("*config.json")):
             _check_config(file)

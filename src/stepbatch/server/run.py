@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import errno
 import logging
 import os
@@ -30,6 +31,8 @@ from stepbatch.server.logs import AccessLog
 from stepbatch.server.protocol import Protocol
 
 BACKLOG = 2048
+M_MMAP_THRESHOLD = -3  # as malloc.h has it
+LARGE_BLOCK = 1 << 20  # bytes
 OTHER_DESCRIPTORS = 256  # open files and sockets that are no client's
 KEEP_ALIVE_SECONDS = 20  # longer than clients keep idle connections, else they may send just as it is closed
 LAST_ANSWERS_SECONDS = 5  # how long answers may take to be written once their pictures are done
@@ -49,6 +52,7 @@ def run_server(server_config: ServerConfig, engine_config: EngineConfig) -> int:
     """
     set_up(server_config.log, "server")
     _allow_descriptors(server_config.limits.max_connections + OTHER_DESCRIPTORS)
+    _give_back_memory()
     server_config = replace(server_config, access=with_all_keys(server_config.access, os.environ))
     with bind(server_config.http.host, server_config.http.port) as sock:
         check_access(server_config, sock.getsockname()[0])
@@ -166,6 +170,12 @@ def _allow_descriptors(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     if most < count:
         log.warning("at most %d files and sockets can be open here; --max-connections needs %d", most, count)
+
+
+def _give_back_memory() -> None:
+    """Have large blocks go back to the system when they are free; glibc would keep those of the largest answers."""
+    with contextlib.suppress(AttributeError):  # another libc, which has its own way
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 def _cannot_listen(host: str, port: int, error: OSError | UnicodeError) -> SetupError:

@@ -210,6 +210,7 @@ def test_an_output_that_is_none_is_told(element: object, why: str) -> None:
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text() | st.sampled_from(["eHk=", "data:,x"]),
     lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["data", "b64_json", "url", "timings"]), inner),
+    max_leaves=20,
 )
 
 

@@ -531,7 +531,7 @@ async def test_every_request_ends_exactly_once_whatever_the_server_does(
     times = [0.001 * i for i in range(count)] if is_open else None
     ended: list[int] = []
     async with raw_server(lambda number: answers[number % len(answers)]) as url:
-        target = at(url, retries=retries, timeout=0.3)
+        target = at(url, retries=retries, timeout=0.15)
         with await send(count, target, times, cap, progress=ended.append) as driven:
             check(driven.records, count, times)
             assert set(driven.answers) == {record.index for record in driven.records if record.outcome == "ok"}

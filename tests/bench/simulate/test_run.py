@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from stepbatch.__main__ import main
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 CURVE = "qwen-image-2512-h200-512"
 STEPS = '[{"weight": 6, "num_inference_steps": 2}, {"weight": 1, "num_inference_steps": 12}]'
@@ -22,8 +18,11 @@ def simulate(*flags: str) -> int:
 
 
 def test_a_sweep_is_told_kept_and_drawn(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], figures: list[Figure]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from tests.bench.figures import watched  # here, for it takes a second to import
+
+    figures = watched(monkeypatch)
     path = tmp_path / "simulated.json"
     wanted = ["--curve", CURVE, "--random-request-config", STEPS, "--slo", "--output-file", str(path)]
     machines = ["--loads", "0.5,0.8", "--policies", "fcfs,srpt", "--ageings", "0.1,1", "--widths", "auto,8"]
