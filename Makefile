@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
 
-.PHONY: demo serve test soak lint format bench clean
+.PHONY: demo serve test soak fuzz lint format bench clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)  ## serve the bundled model, send it a burst, lay out what came
@@ -19,6 +19,10 @@ test: $(READY)
 
 soak: $(READY)  ## the promises of docs/reliability.md in their long forms, an hour; writes its table
 	@$(BIN)/python -m pytest --soak tests/reliability
+
+fuzz: $(READY)  ## what reads sizes, fields, forms and files, by coverage, ten minutes
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	@$(BIN)/python tests/reliability/fuzz_parsers.py --seconds 600
 
 lint: $(READY)
 	@$(BIN)/ruff check .
