@@ -75,7 +75,7 @@ def look(run: Run, id: str) -> dict[str, Any]:
 def test_a_server_that_is_killed_leaves_what_is_made_and_fails_the_rest(start: Callable[..., Run]) -> None:
     run, other = start(), start()
     assert run.line.startswith("stepbatch serves fake on http://127.0.0.1:")
-    made, running, theirs = ask(run, 1, "completed"), ask(run, 1000), ask(other, 50)
+    made, running, theirs = ask(run, 1, "completed"), ask(run, 1000), ask(other, 100)
     content = httpx.get(f"{run.url}/v1/videos/{made}/content").content
     run.process.kill()
     run.process.wait()
