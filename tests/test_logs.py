@@ -95,7 +95,11 @@ def test_a_line_has_the_id_of_the_request_that_is_worked_on(lines: Lines) -> Non
         logs.REQUEST_ID.reset(token)
 
 
-def test_levels(lines: Lines) -> None:
+def test_levels(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("uvicorn", "uvicorn.error"):  # as they are where no other server has set up the log
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [])
+
     def do(log: logging.Logger) -> None:
         log.debug("a")
         log.info("b")

@@ -121,7 +121,7 @@ def test_a_call_that_nobody_waits_for_any_more_stops_soon(server: Serving, folde
 
 
 def test_one_that_hangs_up_leaves_the_others_in_peace(server: Serving, folder: Path, pipeline: Any) -> None:
-    leaves, stays = (replace(request, num_inference_steps=60) for request in requests(KIND, 2))
+    leaves, stays = (replace(request, num_inference_steps=40) for request in requests(KIND, 2))
     calls, _ = server.calls()
     leaving = send(server, leaves)
     with ThreadPoolExecutor(1) as pool:
