@@ -335,7 +335,7 @@ def test_a_checkpoint_of_another_task_is_the_same_model(checkpoints: dict[str, P
 def test_a_processor_that_is_broken_is_named(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     copy = Path(shutil.copytree(checkpoints[PLUS], tmp_path / "copy"))
     (copy / "processor" / "preprocessor_config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="preprocessor_config.json can't be read") as caught:
+    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json can't be read") as caught:
         load(copy)
     assert "\n" not in str(caught.value)
 
