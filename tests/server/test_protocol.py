@@ -38,6 +38,9 @@ class Site:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
+        if scope["path"] == "/early":
+            await Response("no")(scope, receive, send)
+            return
         if scope["path"] == "/large":
             await Response(self.large)(scope, receive, send)
             if (await receive())["type"] == "http.disconnect":
@@ -53,9 +56,11 @@ class Site:
 
 
 @asynccontextmanager
-async def serving(**limits: Any) -> AsyncIterator[Site]:
+async def serving(keep_alive: int = 5, **limits: Any) -> AsyncIterator[Site]:
     site = Site()
-    config = uvicorn.Config(RequestIdMiddleware(site), log_config=None, lifespan="off", access_log=False)
+    config = uvicorn.Config(
+        RequestIdMiddleware(site), log_config=None, lifespan="off", access_log=False, timeout_keep_alive=keep_alive
+    )
 
     def connect() -> Protocol:
         given = LimitsConfig(**{**PATIENT, **limits})
@@ -363,3 +368,19 @@ def test_answers_are_the_same_in_pieces(size: int, more: bool) -> None:
     assert b"".join(piece["body"] for piece in pieces) == body[:size]
     assert all(len(piece["body"]) <= PIECE for piece in pieces)
     assert [piece["more_body"] for piece in pieces] == [True] * (len(pieces) - 1) + [more]
+
+
+def test_an_answer_before_the_body_leaves_no_connection_for_ever() -> None:
+    async def test() -> None:
+        async with serving(keep_alive=1) as site:
+            client = await say(site, b"POST /early HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n")
+            assert (await answer(client))[0] == 200
+            client[1].write(b"0123456789")  # late
+            client[1].write(b"GET /early HTTP/1.1\r\nhost: x\r\n\r\n")  # it can be used again
+            assert (await answer(client))[0] == 200
+            client[1].write(b"POST /early HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n")
+            assert (await answer(client))[0] == 200
+            client[1].write(b"0123456789")
+            assert await end(client) == b""
+
+    run(test)

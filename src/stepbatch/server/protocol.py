@@ -73,6 +73,16 @@ class Protocol(H11Protocol):
         if self.conn.their_state is h11.IDLE and self._reading is None:
             self._await_head()
         super().data_received(data)
+        if self._is_idle:  # after the body of a request that was answered before: uvicorn no longer counts
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether nothing is read or answered, and nobody watches how long that lasts."""
+        watched = self._reading is not None or self.timeout_keep_alive_task is not None
+        return self.conn.states == {h11.CLIENT: h11.IDLE, h11.SERVER: h11.IDLE} and not watched and not self._refused
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._await_nothing()
