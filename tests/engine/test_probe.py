@@ -131,6 +131,25 @@ def test_a_step_that_something_else_slowed_down_is_tried_again() -> None:
     assert costs.step.seconds(8, 32) == pytest.approx(MACHINE.seconds(8, 0), rel=0.05)
 
 
+def test_a_stall_that_leaves_no_time_to_try_again_spoils_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stalled(Machine):
+        count = 0
+
+        def denoise(self, jobs: Sequence[Job], tick: Callable[[int, int], None]) -> None:
+            super().denoise(jobs, tick)
+            self.count += 1
+            if self.count == 6:  # the first size took four; so it is the second's second, after which there is no third
+                self.pretended.spend(0.6)
+
+    runner = Stalled()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: runner.pretended.now)
+        costs = probe(runner, 0.5).costs()
+    assert runner.count == 6
+    assert costs.known
+    assert costs.step.seconds(128, 128 * 128) == pytest.approx(MACHINE.seconds(128, 0), rel=0.1)
+
+
 def test_whole_calls_are_taken_apart() -> None:
     class Calls(WholeCallRunner):
         """A step takes 4 ms, and what is around them 10 ms a job."""

@@ -30,6 +30,11 @@ def test_what_was_measured_is_known_at_the_next_start(tmp_path: Path) -> None:
     assert load_engine(settings).scheduler.costs == costs
 
 
+def test_a_fake_model_of_slow_steps_has_the_time_that_a_few_of_them_take(tmp_path: Path) -> None:
+    settings = config(tmp_path, fake_step_ms=50.0)
+    assert warm_up(runner(settings), settings).known
+
+
 def test_another_model_is_measured_by_itself(tmp_path: Path) -> None:
     one, other = config(tmp_path), config(tmp_path, fake_step_ms=2.0)
     warm_up(runner(one), one)

@@ -30,7 +30,7 @@ PROMPT = "a lighthouse on a cliff above the sea at dusk, seen from a boat"
 WIDTHS = (1, 2, 4, 8, 16)
 SCALES = (1 / 4, 1 / 2, 1.0, 2.0)  # of the default's sides
 WIDEST = 4  # defaults' worth of tokens in a step: how much fits the memory is not what is tried
-STEPS = 5  # of each size and width, of which the first doesn't count
+STEPS = 5  # of each size and width, of which the first doesn't count, unless the others were disturbed more
 STEPS_SHARE = 0.7  # of the time there is, for steps; the rest is for encoding and decoding
 SHARE = 0.05  # of the time there is, beyond which a size and width takes no third step
 CALL_STEPS = (2, 4)  # of whole calls, whose difference is what steps take
@@ -199,7 +199,7 @@ class _Probe:
                 job.step += 1
             if (len(took) > 1 and sum(took) > self.share) or time.monotonic() > self.until:
                 break
-        self._note(jobs, _quiet(took[1:] or took))
+        self._note(jobs, min(took[0], _quiet(took[1:] or took)))
         self.measured.step_memory.append(Sample(size=sum(job.tokens for job in jobs), cost=self.peak.bytes()))
         if len(jobs) == 1:
             self._decode(jobs)

@@ -25,7 +25,11 @@ from stepbatch.engine.engine import Runner
 from stepbatch.engine.probe import Measured, probe
 
 OFF = "off"
-FAKE_SECONDS = 0.25  # for a fake model, whose steps all take the same
+FAKE_SECONDS, FAKE_STEPS, FAKE_MOST = (
+    0.25,
+    12,
+    1.0,
+)  # for a fake model: so long, or as so many steps take, up to so long
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +55,10 @@ def warm_up(runner: Runner, config: EngineConfig) -> Costs:
 def measure(runner: Runner, config: EngineConfig) -> Measured:
     """Measure a model that has nothing to do, and keep what was found for the next start."""
     seconds = config.warmup.warmup_seconds
-    measured = probe(
-        runner, min(seconds, FAKE_SECONDS) if config.model.backend == "fake" else seconds, config.warmup.sizes
-    )
+    if config.model.backend == "fake":  # whose steps all take the same
+        some_steps = FAKE_STEPS * config.model.fake_step_ms / 1000
+        seconds = min(seconds, max(FAKE_SECONDS, some_steps), FAKE_MOST)
+    measured = probe(runner, seconds, config.warmup.sizes)
     log.info("what steps cost was measured in %.1f s", measured.seconds)
     if measured.points:
         _remember(runner, config, measured)
