@@ -144,6 +144,9 @@ class FakeRunner:
     def memory_budget(self) -> float:
         return math.inf
 
+    def streamed_seconds(self) -> float:
+        return 0.0
+
     def free_memory(self) -> None:
         pass
 

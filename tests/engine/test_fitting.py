@@ -50,6 +50,21 @@ def test_weights_that_are_brought_over_are_a_floor_too() -> None:
     assert worst(fit_step(steps(machine), streamed=0.4), steps(machine)) < 0.03
 
 
+def test_a_measured_host_is_a_floor_though_one_step_alone_lies_on_it() -> None:
+    machine = StepCost(host=0.03, base=0.002, per_token=2e-5, per_square=1e-9)
+    samples = [s for s in steps(machine) if (s.tokens, s.squares) == SIZES[6] or s.seconds > 0.03]
+    assert [s.seconds for s in samples].count(0.03) == 1
+    assert fit_step(samples, host=0.03).host == 0.03
+    assert worst(fit_step(samples, host=0.03), samples) < 0.001
+
+
+def test_a_floor_that_steps_fall_below_is_none() -> None:
+    machine = StepCost(base=0.01, per_token=2e-5, per_square=1e-9)
+    found = fit_step(steps(machine), host=0.5, streamed=0.4)
+    assert found.host == found.streamed == 0
+    assert worst(found, steps(machine)) < 0.01
+
+
 def test_a_bent_machine_is_followed() -> None:
     bent = StepCost(
         base=0.01, per_token=2e-5, factors=tuple((float(k), 1 + 0.3 / (1 + math.exp(10 - k))) for k in range(6, 16))

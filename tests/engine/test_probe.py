@@ -78,6 +78,35 @@ def test_the_curve_is_that_of_the_machine(measured: Measured) -> None:
     assert costs.image.of(64 * 64) > 0
 
 
+def test_the_host_and_the_way_of_weights_are_measured_by_themselves() -> None:
+    class Launching(Machine):
+        """Weights are on their way for 50 ms at each step, and launching takes the host a little."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.clock = self.pretended = BehindClock()
+
+        def denoise(self, jobs: Sequence[Job], tick: Callable[[int, int], None]) -> None:
+            time.sleep(0.0001)
+            spent = MACHINE.seconds(100 * sum(job.tokens for job in jobs), 0)
+            self.pretended.spend(max(0.05, spent))
+
+        def streamed_seconds(self) -> float:
+            return 0.05
+
+    class BehindClock(PretendClock):
+        runs_behind = True
+
+    found = probe(Launching(), 20.0)
+    assert found.streamed == 0.05
+    assert 0.0001 <= found.host < 0.05
+    step = found.costs().step
+    assert step.streamed == 0.05
+    assert step.seconds(2, 2) == pytest.approx(0.05, rel=0.05)
+    assert step.seconds(64, 64 * 64) == pytest.approx(MACHINE.seconds(6400, 0), rel=0.05)
+    assert probe(Machine(), 5.0).host == 0.0
+
+
 def test_the_time_that_there_is_is_kept_to() -> None:
     runner = FakeRunner(ModelConfig(backend="fake", fake_step_ms=50))
     began = time.monotonic()

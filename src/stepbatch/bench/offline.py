@@ -103,6 +103,9 @@ class TimedRunner:
     def memory_budget(self) -> float:
         return self.runner.memory_budget()
 
+    def streamed_seconds(self) -> float:
+        return self.runner.streamed_seconds()
+
     def free_memory(self) -> None:
         self.runner.free_memory()
 

@@ -39,6 +39,11 @@ class DeviceClock:
 
         return str(torch.cuda.get_device_name(self.device))
 
+    @property
+    def runs_behind(self) -> bool:
+        """Whether the host may be done with a piece of work before the device is."""
+        return self.device is not None
+
     def mark(self) -> Moment:
         """The moment when the device has done all that it has been given so far."""
         if self.device is None:

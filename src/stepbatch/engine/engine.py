@@ -95,6 +95,9 @@ class Runner(Protocol):
     def memory_budget(self) -> float:
         """The memory that the model and all that it does may take, bytes; endless where that isn't known."""
 
+    def streamed_seconds(self) -> float:
+        """How long a step's weights that don't stay on the device take to get there, measured; zero where all stay."""
+
     def free_memory(self) -> None:
         """After a ``MemoryError``: let go of what can be made again."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, product
 
 import msgspec
 import numpy as np
@@ -39,24 +39,27 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     weight: float = 1.0
 
 
-def fit_step(samples: Sequence[StepSample], streamed: float = 0.0) -> StepCost:
+def fit_step(samples: Sequence[StepSample], host: float = 0.0, streamed: float = 0.0) -> StepCost:
     """The cost of a step that is nearest to what was measured, relatively; no term is negative.
 
     Args:
         samples: One at least.
-        streamed: Seconds to bring over weights that don't stay on the device, if that was measured.
+        host: Seconds that the host needs to launch a step, if that was measured. Steps that are all equally quick show
+            such a floor too. What steps don't bear out is left out, since a host that waits for something looks slow.
+        streamed: Seconds to bring over weights that don't stay on the device, if that was measured; likewise.
     """
     assert samples
     tokens, squares, seconds, weights = np.array(
         [(s.tokens, s.squares, s.seconds, s.weight) for s in samples], dtype=np.float64
     ).T
     terms = np.stack([np.ones_like(tokens), tokens, squares], axis=1)
-    best = _straight(terms, seconds, weights, 0.0, streamed)
-    floor = float(seconds.min())
-    flat = seconds < (1 + FLAT) * floor
+    hosts = [0.0, host] if host else [0.0]
+    flat = seconds < (1 + FLAT) * float(seconds.min())
     if flat.sum() > 1 and tokens[flat].max() > 1.5 * tokens[flat].min() and not flat.all():
-        with_floor = _straight(terms, seconds, weights, float(np.median(seconds[flat])), streamed)
-        best = min(best, with_floor, key=lambda cost: _error(cost, samples))
+        hosts.append(float(np.median(seconds[flat])))
+    floors = product(hosts, [streamed, 0.0] if streamed else [0.0])
+    tried = [_straight(terms, seconds, weights, *floor) for floor in floors]
+    best = min(tried, key=lambda cost: _error(cost, samples))
     return msgspec.structs.replace(best, factors=_factors(best, samples))
 
 

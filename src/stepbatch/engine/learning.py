@@ -150,7 +150,7 @@ class Learning:
         ]
         if self._prior.known:
             samples += _imagined(self._prior.step, samples)
-        return fit_step(samples, self._prior.step.streamed)
+        return fit_step(samples, self._prior.step.host, self._prior.step.streamed)
 
     @staticmethod
     def _pieces(cells: _Cells, cost: LinearCost, sizes: Sequence[int], seconds: float) -> None:

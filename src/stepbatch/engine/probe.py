@@ -57,6 +57,8 @@ class Measured(msgspec.Struct, kw_only=True):
 
     points: list[StepPoint] = []
     mixed: list[StepSample] = []  # steps of several sizes
+    host: float = 0.0  # seconds that launching a step takes, where the host doesn't compute itself
+    streamed: float = 0.0  # seconds that a step's weights are on their way, where they don't stay on the device
     prompts: list[float] = []  # seconds of each
     images: list[Sample] = []  # by pixels, seconds
     decodes: list[Sample] = []  # by the pixels of all frames, seconds
@@ -71,7 +73,7 @@ class Measured(msgspec.Struct, kw_only=True):
             return Costs()
         return Costs(
             known=True,
-            step=fit_step(steps),
+            step=fit_step(steps, self.host, self.streamed),
             prompt=LinearCost(each=_quiet(self.prompts) if self.prompts else 0.0),
             image=fit_linear(self.images or self.decodes),  # through the VAE, one way or the other
             decode=fit_linear(self.decodes),
@@ -132,6 +134,7 @@ class _Probe:
     def run(self, sizes: Sequence[tuple[int, int]]) -> Measured:
         requests = [request for size in sizes or _sizes(self.info) if (request := self._request(size))]
         if not self.runner.whole_calls:
+            self.measured.streamed = self.runner.streamed_seconds()
             for request in requests[:1]:
                 self._encode_prompts(request)
         for request, jobs in self._plan(requests):
@@ -194,7 +197,7 @@ class _Probe:
         self.peak.begin()
         took: list[float] = []
         for _ in range(min(STEPS, jobs[0].steps)):
-            took += self.runner.clock.time(lambda: self.runner.denoise(jobs, _silent), 1)
+            took += self.runner.clock.time(lambda: self._launch(jobs), 1)
             for job in jobs:
                 job.step += 1
             if (len(took) > 1 and sum(took) > self.share) or time.monotonic() > self.until:
@@ -203,6 +206,13 @@ class _Probe:
         self.measured.step_memory.append(Sample(size=sum(job.tokens for job in jobs), cost=self.peak.bytes()))
         if len(jobs) == 1:
             self._decode(jobs)
+
+    def _launch(self, jobs: Sequence[Job]) -> None:
+        """A step, and how long the host was at it; the device has nothing to do before."""
+        began = time.perf_counter()
+        self.runner.denoise(jobs, _silent)
+        if self.runner.clock.runs_behind:
+            self.measured.host = min(time.perf_counter() - began, self.measured.host or math.inf)
 
     def _decode(self, jobs: Sequence[Job]) -> None:
         pixels = jobs[0].request.pixels

@@ -161,6 +161,10 @@ class TorchRunner:
     def memory_budget(self) -> float:
         return device_memory.budget(self.model.device)
 
+    def streamed_seconds(self) -> float:
+        away = device_memory.bytes_away(self.model.transformer, self.model.device)
+        return away * device_memory.seconds_per_byte(self.clock) if away else 0.0
+
     def free_memory(self) -> None:
         self._decoder.make_room()
         self._encoded.clear()

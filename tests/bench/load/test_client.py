@@ -517,7 +517,7 @@ ANSWERS = st.one_of(
 )
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(
     answers=st.lists(ANSWERS, min_size=1, max_size=6),
     count=st.integers(0, 12),
