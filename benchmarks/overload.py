@@ -47,7 +47,7 @@ LOADS = (2.0, 3.0, 5.0)
 QUEUE_SECONDS = 5.0  # --max-queue-seconds
 IN_FLIGHT = 24  # of the closed loop: not so many that some are refused
 CALM = 0.3  # the load of the runs before and after
-REST_SECONDS = 10.0  # between an overload and the next run
+REST_SECONDS = 10.0  # between the last request of an overload and the next run
 REFUSED = 429
 SIDE, STEPS = 128, 8  # pixels
 
@@ -94,8 +94,9 @@ def _measure(base_url: str, lengths: Lengths) -> dict[str, Any]:
     runs = []
     for load in LOADS:
         memory = resident_mb()
+        began = time.monotonic()
         sent = _send(base_url, int(load * capacity * lengths.overload), rate=load * capacity)
-        rest = time.monotonic() + REST_SECONDS
+        rest = began + max(record.intended for record in sent) + REST_SECONDS
         run = {"load": load} | _figures(sent, capacity, memory)
         time.sleep(max(0.0, rest - time.monotonic()))
         runs.append(run | {"after": _calm(base_url, capacity, lengths) / before})

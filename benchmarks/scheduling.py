@@ -39,7 +39,7 @@ from stepbatch.request import GenerationRequest
 RESULTS = Path(__file__).parent / "results" / "scheduling.json"
 DOCS = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 PACKAGES = ("torch", "diffusers", "transformers")
-WIDTHS = (1, 4, 16)
+WIDTHS = (1, 2, 4, 8, 16)
 LOADS = (0.5, 0.8, 0.95)
 POLICY_LOAD = 0.8
 AGEINGS = (0.0, 0.2, 0.5)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import math
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from stepbatch.demo import MODEL_PATH
+from stepbatch.engine.policies import POLICIES
 from stepbatch.errors import InvalidValue, OptionError
 from stepbatch.sizes import parse_size
 
@@ -25,6 +27,7 @@ def option(
     bare: Any = None,
     aliases: tuple[str, ...] = (),
     secret: bool = False,
+    choices: Iterable[str] = (),
 ) -> Any:
     """A field that becomes a flag.
 
@@ -36,9 +39,10 @@ def option(
         bare: What the flag means without a value; ``None`` if it needs one.
         aliases: Other names of the flag.
         secret: It is left out where a config is written as text.
+        choices: What it may be, where its type doesn't say.
     """
     bounds = {"low": low, "high": high, "endless": endless}
-    metadata = {"help": help, **bounds, "auto": auto, "bare": bare, "aliases": aliases}
+    metadata = {"help": help, **bounds, "auto": auto, "bare": bare, "aliases": aliases, "choices": (*choices,)}
     return field(default=default, repr=not secret, metadata=metadata)
 
 
@@ -47,10 +51,17 @@ def check(config: Any) -> None:
     hints = get_type_hints(type(config))
     for f in fields(config):
         value, flag = getattr(config, f.name), f"--{f.name.replace('_', '-')}"
-        if get_origin(hints[f.name]) is Literal:
-            _check_choice(flag, value, get_args(hints[f.name]))
+        choices = choices_of(f, hints[f.name])
+        if choices:
+            _check_choice(flag, value, choices)
         elif isinstance(value, int | float) and not (f.metadata["endless"] and value == math.inf):
             _check_range(flag, value, f.metadata["low"], f.metadata["high"])
+
+
+def choices_of(option: Field[Any], hint: Any) -> tuple[str, ...]:
+    """What a config's field may be, where there is a choice; ``hint`` is its type."""
+    choices: tuple[str, ...] = get_args(hint) if get_origin(hint) is Literal else option.metadata["choices"]
+    return choices
 
 
 def _check_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
@@ -143,10 +154,11 @@ class BatchingConfig:
         auto=True,
         low=1,
     )
-    scheduling_policy: Literal["boost", "fcfs", "srpt", "deadline"] = option(
+    scheduling_policy: str = option(
         "boost",
         "who goes first: first come, first served, with a start for what is short that grows with how busy it is; "
         "without one; the shortest remaining processing time; or the earliest deadline",
+        choices=POLICIES,
     )
     ageing: float = option(
         0.5, "seconds of remaining time that a second of waiting makes up for, with --scheduling-policy srpt", low=0

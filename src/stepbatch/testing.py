@@ -14,6 +14,7 @@ import msgspec
 
 from stepbatch.config import ModelConfig
 from stepbatch.engine.clock import DeviceClock
+from stepbatch.engine.meter import Encoded, encoded_anew
 from stepbatch.errors import DeviceLost, InvalidModelOutput, InvalidValue, RequestError
 from stepbatch.image import InputImage
 from stepbatch.model_info import Defaults, ModelInfo
@@ -104,8 +105,9 @@ class FakeRunner:
     def shares(self, request: GenerationRequest) -> bool:
         return True
 
-    def encode(self, jobs: Sequence[Job]) -> None:
+    def encode(self, jobs: Sequence[Job]) -> Encoded:
         self._fail("encode", [job.request for job in jobs])
+        return encoded_anew(jobs)
 
     def denoise(self, jobs: Sequence[Job], tick: Callable[[int, int], None]) -> None:
         self._fail("denoise", [job.request for job in jobs])

@@ -18,6 +18,7 @@ from stepbatch.config import AdmissionConfig, BatchingConfig, EngineConfig, Mode
 from stepbatch.engine.admission import CORRECTION, FEW, Admission
 from stepbatch.engine.client import AsyncEngine
 from stepbatch.engine.cost import UNKNOWN, Costs, LinearCost, StepCost
+from stepbatch.engine.forecast import lengths
 from stepbatch.errors import DeadlineExceeded, Overloaded
 from stepbatch.request import GenerationRequest
 from stepbatch.testing import FakeRunner
@@ -179,6 +180,47 @@ def test_what_can_not_be_met_is_refused() -> None:
     assert admission.admit("d", ask(4, timeout=30.0), 0.0)
     assert admission.refused["deadline"] == 2
     assert admission.waiting == 2
+
+
+def test_who_may_just_be_in_time_is_told_a_time() -> None:
+    admission = door(Costs(known=True, step=StepCost(host=1.0)))
+    admission.admit("a", ask(9), 0.0)
+    prediction = admission.admit("b", ask(1, timeout=9.5), 0.0)  # 9.1 s at the latest, says the forecast, to begin at 9
+    assert prediction is not None
+    assert prediction.total < 11
+    admission = door(Costs(known=True, step=StepCost(host=0.5)))
+    admission.admit("a", ask(19), 0.0)
+    prediction = admission.admit("b", ask(2, timeout=10.0), 0.0)  # dropped at 9.1 s in the forecast, before it begins
+    assert prediction is not None
+    assert (prediction.queue, prediction.total) == (pytest.approx(9.5), pytest.approx(10.5))
+
+
+def test_steps_are_no_wider_than_there_is_memory_for() -> None:
+    costs = Costs(known=True, step=StepCost(streamed=1.0, per_token=1e-6))  # as wide as may be takes no longer
+    admission = Admission(EngineConfig(model=FAKE, batching=BatchingConfig(dynamic_batch_max_size=8)))
+    admission.serve(INFO, costs)
+    for name in "abcdefgh":
+        admission.admit(name, ask(4), 0.0)
+    assert admission.backlog == pytest.approx(8 * 4 / 8, rel=0.01)
+    last = admission.admit("i", ask(4), 0.0)
+    assert last is not None
+    assert last.total == pytest.approx(8, rel=0.01)  # the second of two rounds
+    admission.limit(2 * sum(lengths(ask(4), INFO)))
+    assert admission.backlog == pytest.approx(9 * 4 / 2, rel=0.01)
+    last = admission.admit("j", ask(4), 0.0)
+    assert last is not None
+    assert last.total == pytest.approx(20, rel=0.01)
+
+
+def test_what_was_learned_outlives_a_process_that_knows_nothing() -> None:
+    admission = door()
+    admission.admit("a", ask(4), 0.0)
+    admission.restart()
+    admission.serve(INFO, UNKNOWN)
+    assert admission.costs == COSTS
+    assert admission.backlog == pytest.approx(4.5)
+    admission.serve(INFO, Costs(known=True, step=StepCost(host=2.0)))
+    assert admission.backlog == pytest.approx(8)
 
 
 def test_predictions_go_by_how_the_last_turned_out() -> None:

@@ -58,7 +58,7 @@ def truth(jobs: Sequence[Job], wanted: str, costs: Costs, limits: BatchingConfig
             return Prediction(begun, now)
         if wanted in [one.request_id for one in plan.encode]:
             begun = now
-        now += sum(costs.prompt.each * len(one.lengths) for one in plan.encode)
+        now += sum(costs.encode_of(one) for one in plan.encode)
         for one in plan.encode:
             one.to(JobState.RUNNING)
         if plan.denoise:
@@ -69,7 +69,7 @@ def truth(jobs: Sequence[Job], wanted: str, costs: Costs, limits: BatchingConfig
 def test_alone_it_is_the_sum_of_its_parts() -> None:
     one = job("a", steps=7, guidance_scale=2.0)
     step = COSTS.step.seconds(one.tokens, one.squares)
-    expected = 2 * 0.004 + 7 * step + COSTS.decode.of(64 * 64)
+    expected = 0.004 + 7 * step + COSTS.decode.of(64 * 64)  # the empty negative prompt is encoded once and for all
     prediction = predict([one], [], COSTS, BatchingConfig(), now=0.0)
     assert prediction.queue == 0
     assert prediction.total == pytest.approx(expected)

@@ -98,6 +98,18 @@ def test_of_one_size_alone_nothing_is_known() -> None:
     assert not learning.costs.known
 
 
+def test_of_whole_calls_one_size_is_enough() -> None:
+    learning = Learning(one_size=True)
+    learning.decode([64 * 64], 2.0)
+    assert learning.news() is None  # no step was seen
+    for _ in range(30):
+        learning.step(400, 160_000, 0.05)
+    found = learning.news()
+    assert found is not None
+    assert found.step.seconds(400, 160_000) == pytest.approx(0.05)
+    assert found.step.seconds(800, 320_000) == pytest.approx(0.1)
+
+
 def test_decoding_is_learned_by_the_pixels_of_each_output() -> None:
     learning, decode = Learning(KNOWN), LinearCost(each=0.03, per_unit=4e-6)
     rng = random.Random(0)

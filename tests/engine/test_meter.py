@@ -1,3 +1,4 @@
+import msgspec
 import pytest
 
 from stepbatch.config import EngineConfig, ModelConfig
@@ -5,7 +6,7 @@ from stepbatch.engine.clock import DeviceClock, Moment
 from stepbatch.engine.cost import UNKNOWN, Costs, LinearCost, StepCost
 from stepbatch.engine.engine import Engine
 from stepbatch.engine.messages import FromEngine, Learned, Submit, Unit
-from stepbatch.engine.meter import DOUBT, FIRST_SECONDS, LEAST_SECONDS, Meter
+from stepbatch.engine.meter import DOUBT, FIRST_SECONDS, LEAST_SECONDS, Encoded, Meter
 from stepbatch.request import GenerationRequest, Job
 from stepbatch.testing import FakeRunner
 
@@ -99,6 +100,19 @@ def test_a_decoding_in_parts_counts_once() -> None:
         found = meter.news() or found
     assert found is not None
     assert found.decode.of(64 * 64) == pytest.approx(12.0, rel=0.05)
+
+
+def test_what_was_in_a_cache_does_not_make_encoding_cheap() -> None:
+    clock, one = Clock(), job()
+    meter = Meter(clock, msgspec.structs.replace(KNOWN, prompt=LinearCost(each=0.5)), whole_calls=False)
+    for number in range(40):
+        began = clock.mark()
+        new = number % 4 == 0
+        clock.now += 0.7 if new else 0.001
+        meter.done("encode", [one], began, 0.0, Encoded(1 if new else 0, []))
+    found = meter.news()
+    assert found is not None
+    assert found.prompt.of(1) == pytest.approx(0.7)
 
 
 def test_the_engine_tells_what_it_learned_and_goes_by_it() -> None:

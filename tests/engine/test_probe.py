@@ -6,8 +6,10 @@ import pytest
 from stepbatch.config import ModelConfig
 from stepbatch.engine.clock import DeviceClock
 from stepbatch.engine.cost import UNKNOWN, StepCost
+from stepbatch.engine.meter import Encoded, encoded_anew
 from stepbatch.engine.probe import Measured, StepPoint, probe
 from stepbatch.engine.runner import TorchRunner
+from stepbatch.engine.width import best_width
 from stepbatch.errors import InvalidValue, RequestError
 from stepbatch.request import GenerationRequest, Job
 from stepbatch.testing import FakeRunner, WholeCallRunner
@@ -35,13 +37,16 @@ class Machine(FakeRunner):
         super().__init__(config or ModelConfig(backend="fake"))
         self.clock = self.pretended = PretendClock()
         self.held: set[tuple[str, int]] = set()
+        self.last_tokens = 0  # of a step
 
-    def encode(self, jobs: Sequence[Job]) -> None:
+    def encode(self, jobs: Sequence[Job]) -> Encoded:
         self.held |= {job.id for job in jobs}
         self.pretended.spend(0.002 * len(jobs))
+        return encoded_anew(jobs)
 
     def denoise(self, jobs: Sequence[Job], tick: Callable[[int, int], None]) -> None:
         assert {job.id for job in jobs} <= self.held
+        self.last_tokens = sum(job.tokens for job in jobs)
         self.pretended.spend(MACHINE.seconds(sum(job.tokens for job in jobs), 0))
 
     def decode(self, jobs: Sequence[Job], seconds: float = 0.0) -> list[bytes | RequestError | None]:
@@ -62,7 +67,7 @@ def measured() -> Measured:
 
 def test_steps_are_measured_alone_and_in_company(measured: Measured) -> None:
     assert {(p.width, p.height) for p in measured.points} == {(16, 16), (32, 32), (64, 64), (128, 128)}
-    assert {p.jobs for p in measured.points} == {1, 2, 4, 8, 16}
+    assert {p.jobs for p in measured.points} == {1, 2, 4, 8, 16, 32, 64}
     for point in measured.points:
         assert point.tokens == point.jobs * 2 * (point.width * point.height // 256)
     assert measured.mixed
@@ -73,7 +78,7 @@ def test_the_curve_is_that_of_the_machine(measured: Measured) -> None:
     assert costs.known
     for tokens in (8, 32, 100, 128):
         assert costs.step.seconds(tokens, tokens * tokens) == pytest.approx(MACHINE.seconds(tokens, 0), rel=0.05)
-    assert costs.prompt.of(1) == pytest.approx(0.001)  # of the two that a guided request has
+    assert costs.prompt.of(1) == pytest.approx(0.002)  # the empty negative prompt is known already
     assert costs.decode.of(128 * 128) == pytest.approx(0.0046, rel=0.05)
     assert costs.image.of(64 * 64) > 0
 
@@ -105,6 +110,35 @@ def test_the_host_and_the_way_of_weights_are_measured_by_themselves() -> None:
     assert step.seconds(2, 2) == pytest.approx(0.05, rel=0.05)
     assert step.seconds(64, 64 * 64) == pytest.approx(MACHINE.seconds(6400, 0), rel=0.05)
     assert probe(Machine(), 5.0).host == 0.0
+
+
+def test_steps_are_tried_as_wide_as_seems_to_pay() -> None:
+    class Bent(Machine):
+        """Beyond eight jobs of the usual size nothing is gained."""
+
+        def denoise(self, jobs: Sequence[Job], tick: Callable[[int, int], None]) -> None:
+            tokens = sum(job.tokens for job in jobs)
+            self.pretended.spend(0.03 + MACHINE.per_token * 20 * (tokens + max(0, tokens - 8 * 32)))
+
+    found = probe(Bent(), 20.0)
+    widest = {p.jobs: p.seconds for p in found.points if (p.width, p.height) == (64, 64)}
+    assert {1, 2, 4, 8, 16} <= set(widest) < {1, 2, 4, 8, 16, 32, 64}
+    step = found.costs().step
+    for jobs, seconds in widest.items():
+        assert step.seconds(jobs * 32, jobs * 2 * 16 * 16) == pytest.approx(seconds, rel=0.2)
+    assert best_width(step, [(32, 512)] * 64) <= 16
+
+
+def test_no_wider_step_is_tried_than_there_is_memory_for() -> None:
+    class Peak(Machine):
+        def memory_budget(self) -> float:
+            return 20 * 32 * 1000.0
+
+    runner = Peak()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("stepbatch.engine.probe._Peak.bytes", lambda peak: 1000 * runner.last_tokens)
+        found = probe(runner, 20.0)
+    assert max(p.tokens for p in found.points) == 16 * 32
 
 
 def test_the_time_that_there_is_is_kept_to() -> None:

@@ -16,12 +16,13 @@ from stepbatch.engine import runner as runner_module
 from stepbatch.engine.backends import load_runner
 from stepbatch.engine.engine import Engine
 from stepbatch.engine.messages import Failure, FromEngine, Output, Submit
+from stepbatch.engine.meter import Encoded
 from stepbatch.engine.runner import TorchRunner
 from stepbatch.image import InputImage
 from stepbatch.models.base import Embedding, Prompt
 from stepbatch.models.latents import Posterior
 from stepbatch.models.native import load_model
-from stepbatch.request import GenerationRequest
+from stepbatch.request import GenerationRequest, Job
 from stepbatch.testing import FakeRunner
 
 TOLERANCE = 1e-4
@@ -220,6 +221,21 @@ def test_waiting_prompts_are_encoded_together_and_once(
     assert counts == [4, 1]  # three prompts and the empty negative one; the fifth request doesn't fit that step
     engine.generate(requests)
     assert counts == [4, 1]
+
+
+def test_what_was_encoded_anew_is_told(z_image_runner: TorchRunner) -> None:
+    runner = TorchRunner(z_image_runner.model)
+
+    def jobs(*prompts: str) -> list[Job]:
+        requests = [
+            GenerationRequest(prompt=prompt, width=64, height=64, guidance_scale=2.0).resolve(runner.info)
+            for prompt in prompts
+        ]
+        return [Job(str(i), 0, request, runner.lengths(request), 0.0) for i, request in enumerate(requests)]
+
+    assert runner.encode(jobs("one", "two")) == Encoded(3, [])  # and the empty negative one
+    assert runner.encode(jobs("two", "three")) == Encoded(1, [])
+    assert runner.encode(jobs("one")) == Encoded(0, [])
 
 
 def test_without_room_nothing_is_kept_of_prompts(z_image_runner: TorchRunner, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 from stepbatch.config import BatchingConfig, EngineConfig, ModelConfig
 from stepbatch.engine.engine import Engine
 from stepbatch.engine.messages import FromEngine, Output, Submit
+from stepbatch.engine.meter import Encoded
 from stepbatch.errors import RequestError
 from stepbatch.request import GenerationRequest, Job
 from stepbatch.testing import FakeRunner
@@ -92,9 +93,9 @@ class Cramped(FakeRunner):
 
     where = ""
 
-    def encode(self, jobs: Sequence[Job]) -> None:
+    def encode(self, jobs: Sequence[Job]) -> Encoded:
         self._squeeze("encode", jobs)
-        super().encode(jobs)
+        return super().encode(jobs)
 
     def decode(self, jobs: Sequence[Job], seconds: float = math.inf) -> list[bytes | RequestError | None]:
         self._squeeze("decode", jobs)

@@ -53,10 +53,13 @@ def test_how_soon_it_is_wanted_goes_to_the_engine() -> None:
     usual = parse_fields(timeout=30, priority=2, user="one")
     assert (usual.generation.timeout, usual.generation.priority, usual.generation.user) == (30.0, 2, None)
     assert usual.ignored == ("priority", "user")
-    useful = idle_fields(BatchingConfig(scheduling_policy="deadline", fair_shares=True))
-    wanted = parse({"prompt": "a cat", "timeout": 0.5, "priority": -2, "user": "one"}, INFO, useful)
-    assert (wanted.generation.timeout, wanted.generation.priority, wanted.generation.user) == (0.5, -2, "one")
+    useful = idle_fields(BatchingConfig(scheduling_policy="deadline"))
+    wanted = parse({"prompt": "a cat", "timeout": 0.5, "priority": -2}, INFO, useful)
+    assert (wanted.generation.timeout, wanted.generation.priority) == (0.5, -2)
     assert wanted.ignored == ()
+    shared = idle_fields(BatchingConfig(scheduling_policy="deadline", fair_shares=True))
+    assert shared == ("priority",)  # shares go before any policy
+    assert parse({"prompt": "a cat", "user": "one"}, INFO, shared).generation.user == "one"
 
 
 def test_a_user_is_checked_only_where_it_counts() -> None:

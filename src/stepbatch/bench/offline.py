@@ -35,6 +35,7 @@ from stepbatch.engine.backends import load_runner
 from stepbatch.engine.clock import DeviceClock, Moment
 from stepbatch.engine.engine import Engine, Runner, Tick
 from stepbatch.engine.messages import Failure, FromEngine, Output, Stats, Submit
+from stepbatch.engine.meter import Encoded
 from stepbatch.engine.runner import TorchRunner
 from stepbatch.errors import InvalidValue, OptionError, RequestError, SetupError
 from stepbatch.image_files import read_picture
@@ -82,9 +83,9 @@ class TimedRunner:
     def shares(self, request: GenerationRequest) -> bool:
         return self.runner.shares(request)
 
-    def encode(self, jobs: Sequence[Job]) -> None:
+    def encode(self, jobs: Sequence[Job]) -> Encoded:
         with self._timed("encode", jobs):
-            self.runner.encode(jobs)
+            return self.runner.encode(jobs)
 
     def denoise(self, jobs: Sequence[Job], tick: Tick) -> None:
         with self._timed("denoise", jobs):

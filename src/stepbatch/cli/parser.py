@@ -8,8 +8,9 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
+from stepbatch.config import choices_of
 from stepbatch.demo import MODEL_PATH
 from stepbatch.errors import OptionError
 
@@ -127,7 +128,8 @@ def _options(field: Field[Any], hint: Any) -> dict[str, Any]:
     options: dict[str, Any] = {"default": field.default, "help": _help(field)}
     if get_origin(hint) is tuple:  # once for each of its values
         return options | {"action": "append", "default": None, "type": get_args(hint)[0], "metavar": "TEXT"}
-    options["type"], options["metavar"] = _type(hint)
+    choices = choices_of(field, hint)  # the config class checks them, with a suggestion
+    options["type"], options["metavar"] = (str, f"{{{','.join(choices)}}}") if choices else _type(hint)
     if field.metadata["auto"]:
         options["type"], options["metavar"] = _auto(options["type"]), f"{{auto,{options['metavar']}}}"
     bare = True if hint is bool else field.metadata["bare"]
@@ -138,8 +140,6 @@ def _options(field: Field[Any], hint: Any) -> dict[str, Any]:
 
 def _type(hint: Any) -> tuple[Callable[[str], Any], str]:
     """What converts a flag's value, and what stands for it in the help."""
-    if get_origin(hint) is Literal:
-        return str, "{" + ",".join(get_args(hint)) + "}"  # the config class checks it, with a suggestion
     if hint is bool:
         return _bool, "{true,false}"
     for kind, metavar in ((int, "INT"), (float, "NUMBER"), (str, "TEXT")):

@@ -14,12 +14,11 @@ from statistics import median
 
 from stepbatch.config import AdmissionConfig, EngineConfig
 from stepbatch.engine.cost import UNKNOWN, Costs
-from stepbatch.engine.engine import limits_of
 from stepbatch.engine.forecast import Held, Prediction, left, lengths, predict
 from stepbatch.engine.order import JobId
 from stepbatch.engine.scheduler import DOUBT
 from stepbatch.engine.traffic import Traffic
-from stepbatch.engine.width import paces
+from stepbatch.engine.width import limits_of, paces
 from stepbatch.errors import DeadlineExceeded, Overloaded
 from stepbatch.model_info import ModelInfo
 from stepbatch.request import GenerationRequest, Job
@@ -47,6 +46,7 @@ class Admission:
         self._batching = config.batching
         self._held: dict[JobId, Held] = {}  # in order of arrival
         self._begun = 0  # of them
+        self._most_tokens = math.inf  # in a step, as far as memory goes
         self._clock = clock
         self._away, self._away_at = 0.0, 0.0  # seconds of work that was refused and may come again, and when that was
         self._traffic = Traffic()
@@ -57,15 +57,22 @@ class Admission:
         self._info = info
         self._limits = limits_of(self._batching, info.sizing.whole_calls)
         self._most_seconds = _most_seconds(self._bounds, info)
-        self.learn(costs)
+        self._most_tokens = math.inf
+        self.learn(costs if costs.known else self.costs)  # whole calls aren't measured at the start
 
     def learn(self, costs: Costs) -> None:
         """Go by these costs from now on."""
         self.costs = costs
-        self._pace = paces(costs.step, self._limits)
+        self._pace = paces(costs.step, self._limits, self._most_tokens)
         self.backlog = 0.0
         for held in self._held.values():
             self._weigh(held, 0.0)
+
+    def limit(self, tokens: float) -> None:
+        """Reckon with steps of no more tokens than there is memory for."""
+        if tokens != self._most_tokens:
+            self._most_tokens = tokens
+            self.learn(self.costs)
 
     @property
     def waiting(self) -> int:
@@ -99,10 +106,11 @@ class Admission:
         prediction = None
         if self.costs.known:
             decay = self._traffic.decay
-            forecast = predict(jobs, list(self._held.values()), self.costs, self._limits, arrival, decay)
+            others, most_tokens = list(self._held.values()), self._most_tokens
+            forecast = predict(jobs, others, self.costs, self._limits, arrival, decay, most_tokens)
             prediction = forecast.corrected(self._correction)
             if request.timeout is not None and DOUBT * prediction.total > request.timeout:
-                self._refuse_late(request, prediction, request.timeout)
+                prediction = self._in_time(request, prediction, request.timeout)
         for job in jobs:
             self._held[job.id] = held = Held(job)
             self._weigh(held, 0.0)
@@ -112,7 +120,7 @@ class Admission:
 
     def done(self, predicted: Prediction | None, seconds: float) -> None:
         """Take note of what a request has taken. What the forecast can't know shows there: who else comes, for one."""
-        if predicted:
+        if predicted and predicted.total > 0:
             self._ratios.append(seconds * predicted.correction / predicted.total)
 
     def begin(self, jobs: Iterable[JobId]) -> None:
@@ -157,16 +165,23 @@ class Admission:
         tokens = lengths(request, self._info)
         return [Job(request_id, index, request, tokens, arrival, signature=signature) for index in range(request.n)]
 
-    def _refuse_late(self, request: GenerationRequest, prediction: Prediction, timeout: float) -> None:
+    def _in_time(self, request: GenerationRequest, prediction: Prediction, timeout: float) -> Prediction:
+        """What a request can expect that may still be done in time, though its forecast says otherwise.
+
+        A forecast is endless where the request would be dropped on the way, for a little that may not come true.
+
+        Raises:
+            Overloaded, DeadlineExceeded: it can't be.
+        """
         patient = self._jobs("", replace(request, timeout=None), 0.0)
-        alone = predict(patient, [], self.costs, self._limits, 0.0)
+        alone = predict(patient, [], self.costs, self._limits, 0.0, most_tokens=self._most_tokens)
         if DOUBT * alone.total > timeout:
             self.refused["deadline"] += 1
             takes = f"the request takes about {alone.total:.3g} s even alone, and its timeout is {timeout:g} s"
             raise DeadlineExceeded(takes, "timeout")
         total = min(prediction.total, self.backlog + alone.total)  # never, if it would be dropped on the way
         if DOUBT * total <= timeout:
-            return
+            return Prediction(max(0.0, total - alone.total), total)
         self.refused["deadline"] += 1
         takes = f"the request would be done in about {total:.3g} s, and its timeout is {timeout:g} s"
         raise Overloaded(takes, "timeout", retry_after=self._retry(total - timeout))

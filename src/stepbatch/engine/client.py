@@ -284,6 +284,7 @@ class AsyncEngine:
     def _take(self, message: FromEngine) -> None:
         if isinstance(message, Stats):
             self._stats = message
+            self.admission.limit(message.token_limit)
         elif isinstance(message, Progress):
             for request_id, *progress in message.jobs:
                 if request_id in self._handles:

@@ -81,8 +81,8 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
         return self.step.seconds(sum(job.tokens for job in jobs), sum(job.squares for job in jobs))
 
     def encode_of(self, job: Job) -> float:
-        """Seconds of encoding a job's request: its prompts and its images."""
-        return self.prompt.each * len(job.lengths) + len(job.request.images) * self.image.of(job.request.pixels)
+        """Seconds of encoding a job's request, its prompts and its images, of which none was seen before."""
+        return self.prompt.each * prompts_of(job) + len(job.request.images) * self.image.of(job.request.pixels)
 
     def decode_of(self, jobs: Iterable[Job]) -> float:
         """Seconds of decoding these jobs' outputs, one after the other."""
@@ -90,3 +90,8 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 UNKNOWN = Costs()
+
+
+def prompts_of(job: Job) -> int:
+    """How many prompts a job's request brings. The empty negative prompt is encoded once, for all requests."""
+    return 2 if len(job.lengths) > 1 and job.request.negative_prompt else 1

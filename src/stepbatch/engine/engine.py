@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import Protocol
 
-from stepbatch.config import BatchingConfig, EngineConfig
+from stepbatch.config import EngineConfig
 from stepbatch.engine.clock import DeviceClock
 from stepbatch.engine.cost import UNKNOWN, Costs
 from stepbatch.engine.memory import TokenLimit, tokens_within
 from stepbatch.engine.messages import Cancelled, Failure, FromEngine, Learned, Output, Progress, Stats, Submit, Unit
-from stepbatch.engine.meter import Meter
+from stepbatch.engine.meter import Encoded, Meter
 from stepbatch.engine.scheduler import Plan, Scheduler
+from stepbatch.engine.width import limits_of
 from stepbatch.errors import (
     REQUEST_ERRORS,
     DeadlineExceeded,
@@ -34,7 +33,6 @@ from stepbatch.request import GenerationRequest, Job, JobState
 
 log = logging.getLogger(__name__)
 
-WIDEST_CALL = 8  # jobs in a whole call, where nobody says
 SLICE_SECONDS = 0.1  # that decoding may keep others waiting, even if a step takes less
 
 Tick = Callable[[int, int], None]
@@ -63,8 +61,8 @@ class Runner(Protocol):
     def shares(self, request: GenerationRequest) -> bool:
         """Whether this request's jobs can share a step with others, or with each other."""
 
-    def encode(self, jobs: Sequence[Job]) -> None:
-        """Make prompt embeddings, noise and noise schedule."""
+    def encode(self, jobs: Sequence[Job]) -> Encoded:
+        """Make prompt embeddings, noise and noise schedule; returns what was not found in a cache."""
 
     def denoise(self, jobs: Sequence[Job], tick: Tick) -> None:
         """Take one denoising step of every job, in one forward pass; or, in whole calls, all of them.
@@ -263,7 +261,8 @@ class Engine:
                 continue
             self._announce(kind, members)
             mark, began = self.runner.clock.mark(), time.monotonic()
-            error = self.attempt(partial(work, members))
+            made: list[object] = []
+            error = self.attempt(partial(_into, made, work, members))
             seconds = time.monotonic() - began
             if error and (again := self._again(kind, members, error, tried)):
                 todo.extend(again)
@@ -273,7 +272,7 @@ class Engine:
             elif kind == "decode" and not all(job.ended or job.id in self._pixels for job in members):
                 self._meter.paused(members, mark, seconds)
             else:
-                self._meter.done(kind, members, mark, seconds)
+                self._meter.done(kind, members, mark, seconds, made[0])
             for job in members:
                 if kind == "encode":
                     job.times.queue = began - job.arrival
@@ -381,16 +380,8 @@ def _output(job: Job, pixels: bytes) -> Output:
     return Output(*job.id, job.seed, *job.request.size, job.request.frames, pixels, job.times)
 
 
-def limits_of(limits: BatchingConfig, whole_calls: bool) -> BatchingConfig:
-    """The scheduler's limits: in whole calls, encoding and decoding are parts of the call and no units of their own."""
-    if not whole_calls:
-        return limits
-    return replace(
-        limits,
-        dynamic_batch_max_size=limits.dynamic_batch_max_size or WIDEST_CALL,
-        max_encodes_per_step=sys.maxsize,
-        max_decodes_per_step=sys.maxsize,
-    )
+def _into(made: list[object], work: Callable[[Sequence[Job]], object], jobs: Sequence[Job]) -> None:
+    made.append(work(jobs))
 
 
 def _collect(message: FromEngine, outputs: dict[tuple[str, int], Output], failures: list[Failure]) -> None:

@@ -73,6 +73,7 @@ def predict(
     limits: BatchingConfig,
     now: float,
     decay: float = 0.0,
+    most_tokens: float = math.inf,
 ) -> Prediction:
     """When a new request's jobs begin and are done, if nobody else comes.
 
@@ -82,8 +83,13 @@ def predict(
         limits: The scheduler's.
         now: On the clock of the jobs' arrivals.
         decay: What the policy ``boost`` goes by.
+        most_tokens: In a step, as far as memory goes.
+
+    Returns:
+        Endless seconds, if the request would be dropped because of its deadline.
     """
     scheduler = Scheduler(limits, costs, decay)
+    scheduler.limit(most_tokens)
     near, waited = _near(wanted, others, Scheduler(limits, costs, decay), now)
     start = now + waited + _call_under_way(others, costs)
     for held in near:

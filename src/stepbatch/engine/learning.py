@@ -91,10 +91,13 @@ class Learning:
 
     Args:
         costs: What is known at the start.
+        one_size: Whether steps of one size are enough to begin with, where nothing is known: those of others are
+            thought to take as long a token.
     """
 
-    def __init__(self, costs: Costs = UNKNOWN) -> None:
+    def __init__(self, costs: Costs = UNKNOWN, one_size: bool = False) -> None:
         self.costs = costs  # as they were told last
+        self._spread = 0.0 if one_size else SPREAD
         self._prior = costs
         self._steps, self._prompts, self._images, self._decodes = _Cells(), _Cells(), _Cells(), _Cells()
         self._since = 0.0  # seconds of work since the last fit
@@ -129,7 +132,7 @@ class Learning:
         self._since = 0.0
         steps = list(self._steps.measured())
         spread = max((size[0] for size, _ in steps), default=0) / min((size[0] for size, _ in steps), default=1)
-        if not self.costs.known and spread < SPREAD:
+        if not self.costs.known and (not steps or spread < self._spread):
             return None
         found = msgspec.structs.replace(
             self.costs,

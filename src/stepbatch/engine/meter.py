@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from stepbatch.engine.clock import DeviceClock, Moment, between
-from stepbatch.engine.cost import Costs
+from stepbatch.engine.cost import Costs, prompts_of
 from stepbatch.engine.learning import Learning
 from stepbatch.request import Job
 
 FIRST_SECONDS = 600.0  # what a unit is said to take while nothing is known
 DOUBT, LEAST_SECONDS = 10.0, 20.0  # what is only predicted may take so many times as long, and at least so long
 MOST_SIZES = 4096  # that are remembered at once
+
+
+class Encoded(NamedTuple):
+    """What a unit of encoding has made, and not found in a cache."""
+
+    prompts: int
+    images: list[int]  # the pixels of each
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +32,7 @@ class _Unit:
     jobs: Sequence[Job]
     spans: Sequence[tuple[Moment, Moment]]  # in which it was at it
     host: float  # seconds, by the host's clock
+    encoded: Encoded | None = None
 
 
 class Meter:
@@ -37,7 +46,7 @@ class Meter:
 
     def __init__(self, clock: DeviceClock, costs: Costs, whole_calls: bool) -> None:
         self.clock = clock
-        self._learning = Learning(costs)
+        self._learning = Learning(costs, one_size=whole_calls)  # whose width goes by the flags, whatever they cost
         self._whole_calls = whole_calls
         self._units: deque[_Unit] = deque()
         self._paused: _Unit | None = None
@@ -50,9 +59,11 @@ class Meter:
             return max(longest, predicted)
         return max(DOUBT * predicted, LEAST_SECONDS) if self._learning.costs.known else FIRST_SECONDS
 
-    def done(self, kind: str, jobs: Sequence[Job], began: Moment, seconds: float) -> None:
+    def done(self, kind: str, jobs: Sequence[Job], began: Moment, seconds: float, made: object = None) -> None:
         """A unit has been given to the device, all went well, and the host was at it for so many seconds."""
         unit = self._unit(kind, jobs, began, seconds)
+        if isinstance(made, Encoded):
+            unit = replace(unit, encoded=made)
         self._units.append(unit)
         size = _size(kind, jobs)
         if len(self._longest) == MOST_SIZES:  # callers choose signatures, and must not fill the memory with them
@@ -67,7 +78,7 @@ class Meter:
         """What is known now, where it has changed; looks at the units that the device is through with."""
         while self._units and self.clock.passed(self._units[0].spans[-1][1]):
             unit = self._units.popleft()
-            self._learn(unit.kind, unit.jobs, max(sum(between(*span) for span in unit.spans), 1e-6))
+            self._learn(unit, max(sum(between(*span) for span in unit.spans), 1e-6))
         return self._learning.news()
 
     def _unit(self, kind: str, jobs: Sequence[Job], began: Moment, seconds: float) -> _Unit:
@@ -78,7 +89,8 @@ class Meter:
                 return _Unit(kind, jobs, [*earlier.spans, *spans], earlier.host + seconds)
         return _Unit(kind, jobs, spans, seconds)
 
-    def _learn(self, kind: str, jobs: Sequence[Job], seconds: float) -> None:
+    def _learn(self, unit: _Unit, seconds: float) -> None:
+        kind, jobs = unit.kind, unit.jobs
         tokens, squares = sum(job.tokens for job in jobs), sum(job.squares for job in jobs)
         if self._whole_calls:
             if kind == "denoise":
@@ -88,16 +100,15 @@ class Meter:
             self._learning.step(tokens, squares, seconds)
         elif kind == "decode":
             self._learning.decode([job.request.pixels for job in jobs], seconds)
-        else:
-            prompts, images = _encoded(jobs)
-            self._learning.encode(prompts, images, seconds)
+        elif unit.encoded and any(unit.encoded):
+            self._learning.encode(*unit.encoded, seconds)
 
     def _predicted(self, kind: str, jobs: Sequence[Job]) -> float:
         costs = self._learning.costs
         if kind == "decode":
             return costs.decode_of(jobs)
         if kind == "encode":
-            prompts, images = _encoded(jobs)
+            prompts, images = encoded_anew(jobs)
             return prompts * costs.prompt.of(1) + sum(map(costs.image.of, images))
         step = costs.step_of(jobs)
         return jobs[0].steps * step + costs.decode_of(jobs) if self._whole_calls else step
@@ -108,8 +119,7 @@ def _size(kind: str, jobs: Sequence[Job]) -> Hashable:
     return kind, sum(job.tokens for job in jobs).bit_length(), jobs[0].signature
 
 
-def _encoded(jobs: Sequence[Job]) -> tuple[int, list[int]]:
-    """How many prompts, and images of how many pixels: those of a request are encoded once for all of its jobs."""
+def encoded_anew(jobs: Sequence[Job]) -> Encoded:
+    """What encoding makes where nothing was seen before: once for all jobs of a request."""
     requests = {job.request_id: job for job in jobs}.values()
-    prompts = sum(len(job.lengths) for job in requests)
-    return prompts, [job.request.pixels for job in requests for _ in job.request.images]
+    return Encoded(sum(map(prompts_of, requests)), [job.request.pixels for job in requests for _ in job.request.images])

@@ -11,6 +11,7 @@ from stepbatch.engine import device_memory
 from stepbatch.engine.clock import DeviceClock
 from stepbatch.engine.device_errors import device_errors
 from stepbatch.engine.engine import Tick
+from stepbatch.engine.meter import Encoded
 from stepbatch.errors import RequestError
 from stepbatch.models.pipeline import Pipeline
 from stepbatch.request import GenerationRequest, Job
@@ -42,8 +43,8 @@ class PipelineRunner:
     def shares(self, request: GenerationRequest) -> bool:
         return self.pipeline.shares(request)
 
-    def encode(self, jobs: Sequence[Job]) -> None:
-        """Nothing: the call does it."""
+    def encode(self, jobs: Sequence[Job]) -> Encoded:
+        return Encoded(0, [])  # the call does it
 
     @torch.inference_mode()
     @device_errors()

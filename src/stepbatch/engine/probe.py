@@ -20,6 +20,9 @@ from stepbatch.engine.clock import DeviceClock
 from stepbatch.engine.cost import Costs, LinearCost
 from stepbatch.engine.engine import Engine, Runner
 from stepbatch.engine.fitting import SPREAD, Sample, StepSample, fit_linear, fit_step
+from stepbatch.engine.memory import tokens_within
+from stepbatch.engine.meter import Encoded
+from stepbatch.engine.width import best_width
 from stepbatch.errors import RequestError
 from stepbatch.image import InputImage
 from stepbatch.model_info import ModelInfo
@@ -29,7 +32,8 @@ from stepbatch.sizes import of_area
 PROMPT = "a lighthouse on a cliff above the sea at dusk, seen from a boat"
 WIDTHS = (1, 2, 4, 8, 16)
 SCALES = (1 / 4, 1 / 2, 1.0, 2.0)  # of the default's sides
-WIDEST = 4  # defaults' worth of tokens in a step: how much fits the memory is not what is tried
+WIDEST = 4  # defaults' worth of tokens in a step, of every size
+MOST_JOBS = 64  # in a step of the default's size, if so many seem to pay
 STEPS = 5  # of each size and width, of which the first doesn't count, unless the others were disturbed more
 STEPS_SHARE = 0.7  # of the time there is, for steps; the rest is for encoding and decoding
 SHARE = 0.05  # of the time there is, beyond which a size and width takes no third step
@@ -134,7 +138,7 @@ class _Probe:
     def run(self, sizes: Sequence[tuple[int, int]]) -> Measured:
         requests = [request for size in sizes or _sizes(self.info) if (request := self._request(size))]
         if not self.runner.whole_calls:
-            self.measured.streamed = self.runner.streamed_seconds()
+            Engine.attempt(self._stream)
             for request in requests[:1]:
                 self._encode_prompts(request)
         for request, jobs in self._plan(requests):
@@ -157,9 +161,25 @@ class _Probe:
         usual = usual or max(map(self._tokens, requests), default=0)
         tried = [(request, jobs) for request in requests for jobs in WIDTHS if jobs == 1 or self.runner.shares(request)]
         within = [one for one in tried if self._tokens(one[0]) * one[1] <= WIDEST * usual or one[1] == 1]
-        yield from sorted(
-            within, key=lambda one: (one[1] > 1 or self._tokens(one[0]) > usual, self._tokens(one[0]) * one[1])
-        )
+        within.sort(key=lambda one: (one[1] > 1 or self._tokens(one[0]) > usual, self._tokens(one[0]) * one[1]))
+        yield from within
+        of_usual = [one for one in within if self._tokens(one[0]) == usual]
+        if of_usual and not self.runner.whole_calls and self.runner.shares(of_usual[-1][0]):
+            yield from self._wider(*of_usual[-1])
+
+    def _wider(self, request: GenerationRequest, jobs: int) -> Iterator[tuple[GenerationRequest, int]]:
+        """Steps of one size twice as wide as the last, as long as that pays by what was measured so far.
+
+        Far beyond what was measured it may be quite different, and many may wait on the first day.
+        """
+        one = self._tokens(request), sum(n * n for n in self.runner.lengths(request))
+        memory = Costs(step_memory=fit_linear(self.measured.step_memory))
+        room = tokens_within(memory, self.runner.memory_budget(), request.pixels)
+        while 2 * jobs <= MOST_JOBS and 2 * jobs * one[0] <= room and (request.size,) * jobs in self._steps_tried:
+            if best_width(fit_step(list(self._steps_tried.values())), [one] * MOST_JOBS) <= jobs:
+                return
+            jobs *= 2
+            yield request, jobs
 
     @property
     def _usual_pixels(self) -> int:
@@ -290,7 +310,7 @@ class _Probe:
             if took and time.monotonic() + took[-1] > self.until:
                 break
             job = self._job(replace(request, prompt=f"{PROMPT}, number {number}"), 0)
-            took += [seconds / len(job.lengths) for seconds in self._encode(job)]
+            took += [seconds / max(1, made.prompts) for seconds, made in self._encode(job)]
         self.measured.prompts += took[1:] or took
 
     def _encode_image(self, request: GenerationRequest) -> None:
@@ -306,18 +326,23 @@ class _Probe:
                 self.runner.check(edit)
             except RequestError:
                 return
-            took += self._encode(self._job(edit, 0))
+            took += [seconds for seconds, _ in self._encode(self._job(edit, 0))]
         if len(took) == 2:  # the first doesn't count
             self.measured.images.append(Sample(size=request.pixels, cost=took[1]))
 
-    def _encode(self, job: Job) -> list[float]:
-        """The seconds that it took; none where it couldn't be done."""
+    def _encode(self, job: Job) -> list[tuple[float, Encoded]]:
+        """The seconds that it took, and what was made in them; nothing where it couldn't be done."""
         took: list[float] = []
-        error = Engine.attempt(lambda: took.extend(self.runner.clock.time(partial(self.runner.encode, [job]), 1)))
+        made: list[Encoded] = []
+        work = partial(self.runner.clock.time, lambda: made.append(self.runner.encode([job])), 1)
+        error = Engine.attempt(lambda: took.extend(work()))
         self.runner.forget(job)
         if error:
             self.runner.free_memory()
-        return took
+        return list(zip(took, made, strict=False))
+
+    def _stream(self) -> None:
+        self.measured.streamed = self.runner.streamed_seconds()
 
     def _with_image(self, request: GenerationRequest, image: InputImage) -> GenerationRequest:
         """The same request about an image; raises ``RequestError`` where the model takes none."""

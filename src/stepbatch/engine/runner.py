@@ -18,6 +18,7 @@ from stepbatch.engine.clock import DeviceClock
 from stepbatch.engine.decoder import Decoder
 from stepbatch.engine.device_errors import device_errors
 from stepbatch.engine.engine import Tick
+from stepbatch.engine.meter import Encoded
 from stepbatch.errors import RequestError
 from stepbatch.models.base import Blend, Embedding, Model, PackedSequence, Prompt, Start
 from stepbatch.models.latents import Posterior
@@ -114,20 +115,23 @@ class TorchRunner:
 
     @torch.inference_mode()
     @device_errors()
-    def encode(self, jobs: Sequence[Job]) -> None:
+    def encode(self, jobs: Sequence[Job]) -> Encoded:
         prompts = {job.request_id: self.model.prompts(job.request) for job in jobs}
-        embeddings = self._embeddings([prompt for of_request in prompts.values() for prompt in of_request])
+        embeddings, made = self._embeddings([prompt for of_request in prompts.values() for prompt in of_request])
+        encoded = Encoded(made, [])
         images: dict[str, list[Posterior]] = {}
         states = {}
         for job in jobs:
             request, own = job.request, prompts[job.request_id]
             if job.request_id not in images:
-                images[job.request_id] = self._images(request)
+                images[job.request_id], made = self._images(request)
+                encoded.images.extend([request.pixels] * made)
             start = self.model.start(request, job.seed, images[job.request_id])
             lengths = [self.model.length(request, prompt) for prompt in own]
             embedded = [embeddings[prompt.key] for prompt in own]
             states[job.id] = Denoising(embedded, lengths, start, start.latents, start.schedule)
         self._states.update(states)
+        return encoded
 
     @torch.inference_mode()
     @device_errors()
@@ -175,8 +179,8 @@ class TorchRunner:
         """A job's latents as they are now, fp32 ``[N, C]``."""
         return self._states[job.id].latents
 
-    def _embeddings(self, prompts: Sequence[Prompt]) -> dict[Any, Embedding]:
-        """Those of these prompts, by key; the new ones are encoded together."""
+    def _embeddings(self, prompts: Sequence[Prompt]) -> tuple[dict[Any, Embedding], int]:
+        """Those of these prompts, by key, and how many are new; these are encoded together."""
         found: dict[Any, Embedding] = {}
         new: dict[Any, Prompt] = {}
         for prompt in prompts:
@@ -189,11 +193,11 @@ class TorchRunner:
             for key, embedding in zip(new, self.model.encode(list(new.values())), strict=True):
                 found[key] = embedding
                 self._encoded.put(key, embedding)
-        return found
+        return found, len(new)
 
-    def _images(self, request: GenerationRequest) -> list[Posterior]:
-        """A request's images through the VAE, at the sizes that the model wants them, one at a time."""
-        seen = []
+    def _images(self, request: GenerationRequest) -> tuple[list[Posterior], int]:
+        """A request's images through the VAE, at the sizes that the model wants, one at a time; how many are new."""
+        seen, new = [], 0
         for image, size in zip(request.images, self.model.image_sizes(request), strict=True):
             key = image.digest, size
             known = self._encoded.get(key)
@@ -201,8 +205,9 @@ class TorchRunner:
                 self._decoder.before_encoding()
                 known = self.model.encode_image(image, *size)
                 self._encoded.put(key, known)
+                new += 1
             seen.append(known)
-        return seen
+        return seen, new
 
     def _pack_anew(self, jobs: Sequence[Job]) -> list[Batch]:
         """A batch for each transformer that the next steps of these jobs need; those are kept that are as they were."""

@@ -123,7 +123,7 @@ class Scheduler:
         lane = self._lanes.setdefault(_lane(job), _Lane(job.signature))
         self._place(lane, job, now)
         if job.deadline is not None:
-            heappush(self._due, (job.deadline - DOUBT * remaining, number, job.id))
+            heappush(self._due, self._due_of(job))
             self._tidy()
         self._standing = None
 
@@ -131,13 +131,17 @@ class Scheduler:
         """Let no step have more tokens than there is memory for."""
         if tokens != self.most_tokens:
             self.most_tokens = tokens
+            self._pace = paces(self.costs.step, self.limits, tokens)
             self._standing = None
 
     def learn(self, costs: Costs, now: float) -> None:
         """Go by these costs from now on."""
         self.costs = costs
-        self._pace = paces(costs.step, self.limits)
+        self._pace = paces(costs.step, self.limits, self.most_tokens)
         self._renew(now)
+        timed = [job for job in self.denoising.values() if job.deadline is not None and job.id not in self._begun]
+        self._due = [self._due_of(job) for job in timed]
+        heapify(self._due)
 
     def in_order(self) -> list[Job]:
         """All that wait or run, the one that goes before all others first."""
@@ -164,6 +168,10 @@ class Scheduler:
             if self._numbers.get(id) == number and id not in self._begun:
                 found.append(self.denoising[id])
         return found
+
+    def _due_of(self, job: Job) -> tuple[float, int, JobId]:
+        """When a job's deadline can't be met any more, if it hasn't begun by then."""
+        return (job.deadline or math.inf) - DOUBT * self.remaining(job), self._numbers[job.id], job.id
 
     def _tidy(self) -> None:
         """Forget the deadlines of those that are gone, before they are more than the others."""

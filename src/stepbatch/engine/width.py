@@ -6,9 +6,11 @@ them. Past that a wider step only makes its members wait for each other.
 
 from __future__ import annotations
 
+import math
+import sys
 from bisect import bisect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from stepbatch.config import BatchingConfig
@@ -18,6 +20,7 @@ SHORT_OF_BEST = 0.01  # of the most work a second: the last percent isn't worth 
 USUAL = 4  # jobs in a step, at most, where many would pay: seldom do so many wait
 NEARLY = 0.02  # likewise, of the work a second that such a step does at best
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # that are tried where jobs are alike
+WIDEST_CALL = 8  # jobs in a whole call, where nobody says
 REMEMBERED = 1024  # sizes
 
 
@@ -53,13 +56,18 @@ class Pace:
     usual: float  # of a step of its like that is as wide as is usual, all of it
 
 
-def paces(cost: StepCost, limits: BatchingConfig) -> Callable[[int, int], Pace]:
-    """A function that tells the pace of a job, by its tokens and their squares; each is reckoned once."""
-    most, room = limits.dynamic_batch_max_size or WIDTHS[-1], limits.max_batch_tokens
+def paces(cost: StepCost, limits: BatchingConfig, most_tokens: float = math.inf) -> Callable[[int, int], Pace]:
+    """A function that tells the pace of a job, by its tokens and their squares; each is reckoned once.
+
+    Args:
+        limits: How wide a step may be.
+        most_tokens: In a step, as far as memory goes.
+    """
+    most, room = limits.dynamic_batch_max_size or WIDTHS[-1], min(limits.max_batch_tokens or math.inf, most_tokens)
 
     @lru_cache(REMEMBERED)
     def pace(tokens: int, squares: int) -> Pace:
-        widths = [w for w in WIDTHS if w <= most and (w == 1 or room is None or w * tokens <= room)]
+        widths = [w for w in WIDTHS if w <= most and (w == 1 or w * tokens <= room)]
         steps = [cost.seconds(w * tokens, w * squares) for w in widths]
         shares = [step / w for step, w in zip(steps, widths, strict=True)]
         enough = min(shares[: bisect(widths, USUAL)]) / (1 - NEARLY)
@@ -67,3 +75,15 @@ def paces(cost: StepCost, limits: BatchingConfig) -> Callable[[int, int], Pace]:
         return Pace(steps[0], min(shares), usual)
 
     return pace
+
+
+def limits_of(limits: BatchingConfig, whole_calls: bool) -> BatchingConfig:
+    """The scheduler's limits: in whole calls, encoding and decoding are parts of the call and no units of their own."""
+    if not whole_calls:
+        return limits
+    return replace(
+        limits,
+        dynamic_batch_max_size=limits.dynamic_batch_max_size or WIDEST_CALL,
+        max_encodes_per_step=sys.maxsize,
+        max_decodes_per_step=sys.maxsize,
+    )

@@ -232,7 +232,8 @@ def idle_fields(limits: BatchingConfig, keyed: bool = False) -> tuple[str, ...]:
         limits: The scheduler's.
         keyed: Shares are those of keys, not of users.
     """
-    effects = {"priority": limits.scheduling_policy == "deadline", "user": limits.fair_shares and not keyed}
+    by_deadline = limits.scheduling_policy == "deadline" and not limits.fair_shares  # which go before any policy
+    effects = {"priority": by_deadline, "user": limits.fair_shares and not keyed}
     return tuple(name for name, has_effect in effects.items() if not has_effect)
 
 
