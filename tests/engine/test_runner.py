@@ -233,9 +233,9 @@ def test_what_was_encoded_anew_is_told(z_image_runner: TorchRunner) -> None:
         ]
         return [Job(str(i), 0, request, runner.lengths(request), 0.0) for i, request in enumerate(requests)]
 
-    assert runner.encode(jobs("one", "two")) == Encoded(3, [])  # and the empty negative one
-    assert runner.encode(jobs("two", "three")) == Encoded(1, [])
-    assert runner.encode(jobs("one")) == Encoded(0, [])
+    assert runner.encode(jobs("w1", "w2")) == Encoded(3, [])  # and the empty negative one
+    assert runner.encode(jobs("w2", "w3")) == Encoded(1, [])
+    assert runner.encode(jobs("w1")) == Encoded(0, [])
 
 
 def test_without_room_nothing_is_kept_of_prompts(z_image_runner: TorchRunner, monkeypatch: pytest.MonkeyPatch) -> None:
