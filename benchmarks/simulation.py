@@ -127,7 +127,7 @@ def run(base_url: str, curve: Curve, load: float, count: int) -> dict[str, Any]:
 
 def _kind(asked: dict[str, Any], curve: Curve) -> Kind:
     request = GenerationRequest(
-        prompt="x",
+        prompt=asked["prompt"],
         width=asked["width"],
         height=asked["height"],
         num_inference_steps=asked["num_inference_steps"],

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from tests.bench.simulate.simulated import MODEL
 
 from stepbatch.bench.profile_file import ProfileFile, StepPoint, read_profile
 from stepbatch.bench.results import save
@@ -11,7 +12,7 @@ from stepbatch.errors import SetupError
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     point = StepPoint(width=64, height=32, jobs=2, tokens=32, squares=512, seconds=0.1)
     cost = StepCost(base=0.1, factors=((5.0, 1.1), (6.0, 1.0)))
-    profile = ProfileFile(name="a", costs=Costs(known=True, step=cost), points=[point])
+    profile = ProfileFile(name="a", costs=Costs(known=True, step=cost), model=MODEL, points=[point])
     save(profile, tmp_path / "profile.json")
     assert read_profile(tmp_path / "profile.json") == profile
 

@@ -10,6 +10,7 @@ import msgspec
 from stepbatch.engine.cost import Costs
 from stepbatch.engine.probe import StepPoint
 from stepbatch.errors import SetupError
+from stepbatch.model_info import ModelInfo
 
 __all__ = ["ProfileFile", "StepPoint", "read_profile"]
 
@@ -19,6 +20,7 @@ class ProfileFile(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str  # of the model
     costs: Costs
+    model: ModelInfo  # what it said of itself: defaults, guidance, how long sequences are
     device: str = ""
     dtype: str = ""
     environment: dict[str, Any] = {}

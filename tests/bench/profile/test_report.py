@@ -1,4 +1,6 @@
+import msgspec
 import pytest
+from tests.bench.simulate.simulated import MODEL
 
 from stepbatch.bench.profile.knees import errors, knees
 from stepbatch.bench.profile.report import duration, render
@@ -23,7 +25,7 @@ def profile(cost: StepCost = MACHINE) -> ProfileFile:
         for jobs in (2, 1)
     ]
     costs = Costs(known=True, step=cost, prompt=LinearCost(each=0.01), decode=LinearCost(each=0.1, per_unit=1e-6))
-    return ProfileFile(name="flux", costs=costs, device="H200", dtype="bfloat16", points=points)
+    return ProfileFile(name="flux", costs=costs, model=MODEL, device="H200", dtype="bfloat16", points=points)
 
 
 def test_each_size_has_its_knee() -> None:
@@ -46,8 +48,18 @@ def test_it_says_what_the_curve_means() -> None:
     assert "At 1024x1024 a step pays 1 job" in said
     assert "At 64x64 a step pays up to " in said
     assert "Decoding a picture takes 100 ms and 1.05 s a megapixel." in said
+    assert "times the pictures a second" in said
     assert "bent" not in said
     assert max(map(len, said.splitlines())) <= 120
+
+
+def test_videos_are_called_videos() -> None:
+    model = msgspec.structs.replace(
+        MODEL, tasks=("text-to-video",), defaults=msgspec.structs.replace(MODEL.defaults, num_frames=81)
+    )
+    said = render(msgspec.structs.replace(profile(), model=model))
+    assert "6 steps of videos of 81 frames" in said
+    assert "Decoding a video takes" in said and "picture" not in said
 
 
 def test_times_have_the_unit_that_suits_them() -> None:

@@ -9,10 +9,25 @@ from stepbatch.bench.simulate.curves import Curve
 from stepbatch.bench.simulate.kinds import Kind, make_kind
 from stepbatch.config import BatchingConfig
 from stepbatch.engine.cost import Costs, LinearCost, StepCost
-from stepbatch.model_info import Sizing
+from stepbatch.model_info import Defaults, Guidance, ModelInfo
 from stepbatch.request import GenerationRequest
 
 SERIAL = BatchingConfig(scheduling_policy="fcfs", dynamic_batch_max_size=1, max_batch_tokens=2**62)
+
+MODEL = ModelInfo(
+    id="made",
+    path="",
+    pipeline="",
+    device="cpu",
+    dtype="float32",
+    size_multiple=16,
+    min_side=16,
+    max_side=2048,
+    max_sequence_length=512,
+    defaults=Defaults(width=64, height=64, num_inference_steps=4),
+    uses=("negative_prompt", "true_cfg_scale", "max_sequence_length"),
+    guidance=Guidance(field="true_cfg_scale", off=1.0, needs_negative=True),
+)
 
 
 def curve(base: float = 0.25, per_token: float = 1 / 256, encode: float = 0.0, decode: float = 0.0) -> Curve:
@@ -23,7 +38,7 @@ def curve(base: float = 0.25, per_token: float = 1 / 256, encode: float = 0.0, d
         prompt=LinearCost(each=encode),
         decode=LinearCost(per_unit=decode / 64**2),
     )
-    return Curve(name="made", costs=costs, sizing=Sizing(token=16), width=64, height=64, steps=4)
+    return Curve(name="made", costs=costs, model=MODEL)
 
 
 def kind(of: Curve, steps: int = 4, side: int = 64, goal: float | None = None, **fields: object) -> Kind:

@@ -6,11 +6,16 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tests.bench.simulate.simulated import MODEL
 
-from stepbatch.bench.profile_file import ProfileFile, StepPoint
-from stepbatch.bench.simulate.curves import of_profile, read_curve, shipped
-from stepbatch.engine.cost import Costs, StepCost
+from stepbatch.bench.profile_file import ProfileFile
+from stepbatch.bench.results import save
+from stepbatch.bench.simulate.curves import read_curve, shipped
+from stepbatch.bench.simulate.kinds import make_kind
+from stepbatch.engine.cost import Costs, LinearCost, StepCost
 from stepbatch.errors import OptionError, SetupError
+from stepbatch.model_info import Defaults, Guidance, Sizing
+from stepbatch.request import GenerationRequest
 
 PUBLISHED = {  # pictures in a step -> its seconds, and times the throughput of one
     "qwen-image-2512-h200-512": {
@@ -34,9 +39,9 @@ def test_these_examples_are_shipped_and_say_where_they_come_from() -> None:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_an_example_has_the_published_figures(name: str) -> None:
     curve = read_curve(name)
-    lengths = curve.lengths(curve.width, curve.height, 1, None)
-    assert len(lengths) == 2
-    tokens, squares = sum(lengths), sum(length**2 for length in lengths)
+    kind = make_kind(GenerationRequest(prompt="x"), curve)
+    assert len(kind.lengths) == 2
+    tokens, squares = kind.tokens, kind.squares
     alone = curve.costs.step.seconds(tokens, squares)
     for jobs, (seconds, ratio) in PUBLISHED[name].items():
         predicted = curve.costs.step.seconds(jobs * tokens, jobs * squares)
@@ -46,37 +51,68 @@ def test_an_example_has_the_published_figures(name: str) -> None:
 
 def test_guidance_takes_a_second_sequence() -> None:
     curve = read_curve("qwen-image-2512-h200-512")
-    assert curve.lengths(512, 512, 1, 4.0) == (1024 + 32,) * 2
-    assert curve.lengths(512, 256, 1, 1.0) == (512 + 32,)
+    both, one = (
+        make_kind(GenerationRequest(prompt="x", width=512, height=height, guidance_scale=scale), curve).lengths
+        for height, scale in ((512, 4.0), (256, 1.0))
+    )
+    assert both == (1024 + 32,) * 2
+    assert one == (512 + 32,)
 
 
 def profile(**fields: object) -> ProfileFile:
-    points = [  # two sequences a job, of a token for 16 x 16 pixels and 20 of text
-        StepPoint(width=side, height=side, jobs=jobs, tokens=2 * jobs * n, squares=2 * jobs * n * n, seconds=1.0)
-        for side, n in ((128, 64 + 20), (256, 256 + 20))
-        for jobs in (1, 4)
-    ]
     costs = Costs(known=True, step=StepCost(base=0.1, per_token=0.01))
-    return ProfileFile(**{"name": "measured", "costs": costs, "device": "cpu", "points": points, **fields})  # type: ignore[arg-type]
+    return ProfileFile(**{"name": "measured", "costs": costs, "model": MODEL, "device": "cpu", **fields})  # type: ignore[arg-type]
 
 
-def test_a_profile_tells_how_many_tokens_there_are(tmp_path: Path) -> None:
+def kept(profile: ProfileFile, folder: Path) -> str:
+    """A profile's file."""
+    save(profile, folder / "profile.json")
+    return str(folder / "profile.json")
+
+
+def test_a_profile_tells_what_its_model_makes_of_requests(tmp_path: Path) -> None:
+    sizing = Sizing(token=32, frame=4, prompt=6.0, character=0.5)
+    defaults = Defaults(width=64, height=96, num_inference_steps=3, num_frames=9, guidance_scale=5.0)
+    uses = ("guidance_scale", "num_frames", "negative_prompt", "max_sequence_length")
+    model = msgspec.structs.replace(
+        MODEL,
+        tasks=("text-to-video",),
+        sizing=sizing,
+        defaults=defaults,
+        guidance=Guidance(off=2.0),
+        uses=uses,
+        max_frames=81,
+    )
+    costs = msgspec.structs.replace(profile().costs, decode=LinearCost(each=1.0, per_unit=0.001))
+    curve = read_curve(kept(profile(model=model, costs=costs), tmp_path))
+    kind = make_kind(GenerationRequest(prompt="x" * 8), curve)
+    assert kind.lengths == (2 * 3 * 3 + 10, 2 * 3 * 3 + 6)  # 1 + 8 / 4 latent frames; the empty prompt is shorter
+    assert kind.decode == pytest.approx(1.0 + 0.001 * 64 * 96 * 9)
+    assert kind.request.steps == 3
+    short = make_kind(GenerationRequest(prompt="x" * 8, num_frames=5, guidance_scale=2.0), curve)
+    assert short.lengths == (2 * 3 * 2 + 10,)
+    assert short.decode == pytest.approx(1.0 + 0.001 * 64 * 96 * 5)
+
+
+def test_whole_calls_are_refused(tmp_path: Path) -> None:
+    model = msgspec.structs.replace(MODEL, sizing=Sizing(whole_calls=True))
+    with pytest.raises(OptionError, match=r"--curve: .* is of measured, which runs in whole pipeline calls"):
+        read_curve(kept(profile(model=model), tmp_path))
+
+
+def test_a_profile_without_its_model_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
-    path.write_bytes(msgspec.json.encode(profile()))
-    curve = read_curve(str(path))
-    assert curve.name == "measured" and curve.guided
-    assert curve.lengths(256, 256, 1, None) == (276, 276)
-    assert curve.lengths(512, 256, 1, None) == (532, 532)
-    assert curve.lengths(128, 128, 1, 0.0) == (84,)
+    fields = msgspec.to_builtins(profile())
+    del fields["model"]
+    path.write_bytes(msgspec.json.encode(fields))
+    with pytest.raises(SetupError, match=r"--curve: .* is of an earlier version, .*; stepbatch profile writes it anew"):
+        read_curve(str(path))
 
 
 def test_what_tells_nothing_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
-    with pytest.raises(SetupError, match="has no points"):
-        of_profile(profile(points=[]))
-    path.write_bytes(msgspec.json.encode(profile(costs=Costs())))
     with pytest.raises(SetupError, match="doesn't say what a step costs"):
-        read_curve(str(path))
+        read_curve(kept(profile(costs=Costs()), tmp_path))
     path.write_text('{"name": "x"}')
     with pytest.raises(SetupError, match=r"is no profile: .*costs"):
         read_curve(str(path))

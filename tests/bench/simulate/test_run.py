@@ -59,6 +59,16 @@ def test_a_closed_loop(capsys: pytest.CaptureFixture[str]) -> None:
     assert "concurrency 4" in capsys.readouterr().out
 
 
+def test_a_profile_of_a_video_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake = ["--backend", "fake", "--fake-videos", "true", "--fake-step-ms", "2", "--profile-cache", "off"]
+    assert main(["profile", *fake, "-o", str(tmp_path)]) == 0
+    assert "steps of videos of 9 frames" in capsys.readouterr().out
+    curve = ["--curve", str(tmp_path / "profile.json")]
+    assert simulate(*curve) == simulate(*curve, "--num-frames", "5") == 0
+    assert simulate(*curve, "--num-frames", "6") == 2
+    assert "num_frames must be one more than a multiple of 4: 5 or 9, not 6" in capsys.readouterr().err
+
+
 def test_the_examples_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert simulate("--curve", "list") == 0
     assert CURVE in capsys.readouterr().out

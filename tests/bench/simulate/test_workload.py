@@ -3,8 +3,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
-from tests.bench.simulate.simulated import curve
+from tests.bench.simulate.simulated import MODEL, curve
 
 from stepbatch.bench.options import GoalOptions, RequestOptions, SimulateOptions
 from stepbatch.bench.simulate.workload import Workload, read_workload
@@ -52,12 +53,43 @@ def test_the_scheduler_sees_what_only_it_looks_at() -> None:
     assert (kind.request.priority, kind.request.user, kind.request.timeout) == (3, "me", 9.0)
 
 
+def test_what_guides_counts_as_the_model_has_it() -> None:
+    profiles = [{"true_cfg_scale": 4.0}, {"negative_prompt": "blurry"}, {"negative_prompt": "", "true_cfg_scale": 3}]
+    found = [len(read([profile]).kinds[0].lengths) for profile in profiles]
+    assert found == [2, 1, 2]  # of the model, nothing is guided by default
+
+
+def test_a_profile_is_laid_over_what_a_trace_says(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text(json.dumps({"timestamp": 1, "true_cfg_scale": 4.0, "priority": 1}))
+    (kind,), _ = read([{"priority": 3}], trace=str(trace), num_requests=0).mixture
+    assert (kind.request.true_cfg_scale, kind.request.priority) == (4.0, 3)
+
+
+def test_requests_of_a_video_model_are_of_videos() -> None:
+    defaults = msgspec.structs.replace(MODEL.defaults, num_frames=9)
+    uses = (*MODEL.uses, "num_frames")
+    model = msgspec.structs.replace(MODEL, tasks=("text-to-video",), defaults=defaults, uses=uses, max_frames=81)
+    of = msgspec.structs.replace(curve(), model=model)
+    for frames in (None, 17):
+        wanted = RequestOptions(num_frames=frames)
+        load = read_workload(SimulateOptions(num_requests=5), wanted, GoalOptions(), of, None, 1)
+        assert load.kinds[0].request.frames == (frames or 9)
+        assert load.kinds[0].lengths == (16 * (frames or 9),)
+    wanted = RequestOptions(random_request_config=json.dumps([{"task": "text-to-image"}]))
+    with pytest.raises(OptionError, match="task is text-to-image, but made, the model of --curve, makes videos"):
+        read_workload(SimulateOptions(num_requests=5), wanted, GoalOptions(), of, None, 1)
+
+
 @pytest.mark.parametrize(
     ("profile", "message"),
     [
         ({"images": ["a.png"]}, "one with images"),
         ({"task": "image-to-image"}, "one with images"),
         ({"lora": "x"}, "doesn't know what lora does"),
+        ({"task": "text-to-video"}, "task is text-to-video, but made, the model of --curve, makes pictures"),
+        ({"guidance_scale": 4.0}, "guidance_scale has no effect on this model; it takes true_cfg_scale"),
+        ({"size": "72x64"}, "width must be a multiple of 16"),
         ({"num_inference_steps": 5000}, "num_inference_steps must be from 1 to 1000"),
     ],
 )

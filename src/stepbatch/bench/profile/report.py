@@ -7,7 +7,7 @@ from statistics import median
 
 from stepbatch.bench.profile.knees import Knee, errors, knees
 from stepbatch.bench.profile_file import ProfileFile
-from stepbatch.engine.cost import Costs, LinearCost, StepCost
+from stepbatch.engine.cost import LinearCost, StepCost
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 PIXELS = 1 << 20  # a megapixel, about
@@ -19,7 +19,7 @@ def render(profile: ProfileFile) -> str:
     blocks = (
         _points(profile, at),
         _terms(profile.costs.step),
-        _others(profile.costs),
+        _others(profile),
         _table(profile, at),
         _said(profile, at),
     )
@@ -27,7 +27,9 @@ def render(profile: ProfileFile) -> str:
 
 
 def _points(profile: ProfileFile, at: Sequence[Knee]) -> Iterator[str]:
-    yield f"{profile.name} on {profile.device}, {profile.dtype}: {len(profile.points)} steps"
+    frames = profile.model.defaults.num_frames
+    of = f" of videos of {frames} frames" if frames else ""
+    yield f"{profile.name} on {profile.device}, {profile.dtype}: {len(profile.points)} steps{of}"
     yield f"{'size':>12}{'jobs':>6}{'tokens':>9}{'measured':>12}{'the curve':>12}{'off by':>9}"
     for knee in at:
         for point, error in zip(knee.points, errors(profile.costs.step, knee.points), strict=True):
@@ -55,9 +57,10 @@ def _terms(cost: StepCost) -> Iterator[str]:
         yield f"bent, as the machine has it, by tokens in the step: {bends}"
 
 
-def _others(costs: Costs) -> Iterator[str]:
+def _others(profile: ProfileFile) -> Iterator[str]:
+    costs = profile.costs
     yield f"A prompt takes {duration(costs.prompt.of(1))} to encode, without a cache."
-    for what, cost in (("An input image", costs.image), ("Decoding a picture", costs.decode)):
+    for what, cost in (("An input image", costs.image), (f"Decoding a {_output(profile)}", costs.decode)):
         if cost != LinearCost():
             yield f"{what} takes {duration(cost.each)} and {duration(cost.per_unit * PIXELS)} a megapixel."
     if costs.step_memory.each:
@@ -85,8 +88,12 @@ def _said(profile: ProfileFile, at: Sequence[Knee]) -> Iterator[str]:
         gain = knee.rate(cost, knee.width) / knee.rate(cost, 1)
         yield (
             f"At {knee.size} a step pays up to {knee.width} jobs: one takes {duration(alone)}, {knee.width} take "
-            f"{duration(wide)}, which is {gain:.2f} times the pictures a second."
+            f"{duration(wide)}, which is {gain:.2f} times the {_output(profile)}s a second."
         )
+
+
+def _output(profile: ProfileFile) -> str:
+    return "video" if profile.model.makes_videos else "picture"
 
 
 def duration(seconds: float) -> str:

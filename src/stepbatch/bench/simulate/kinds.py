@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from stepbatch.bench.simulate.curves import Curve
 from stepbatch.engine.cost import Costs
+from stepbatch.engine.forecast import lengths
 from stepbatch.engine.scheduler import WIDEST
 from stepbatch.request import GenerationRequest
 
@@ -41,11 +42,14 @@ class Kind:
 
 
 def make_kind(request: GenerationRequest, curve: Curve, goal: float | None = None) -> Kind:
-    """A kind of a resolved request."""
-    costs = curve.costs
-    lengths = curve.lengths(*request.size, request.frames, request.guidance_scale)
-    encode = len(lengths) * costs.prompt.each
-    return Kind(request, lengths, encode, costs.decode.of(request.pixels), goal)
+    """A kind of a request, which the curve's model makes of it as the server's door does.
+
+    Raises:
+        InvalidValue: the model can't serve it.
+    """
+    request, costs = request.resolve(curve.model), curve.costs
+    tokens = lengths(request, curve.model)
+    return Kind(request, tokens, len(tokens) * costs.prompt.each, costs.decode.of(request.pixels), goal)
 
 
 def pace(kinds: Sequence[Kind], weights: Sequence[float], costs: Costs, widest: int | None = None) -> float:

@@ -15,14 +15,13 @@ from stepbatch.bench.simulate.kinds import Kind, make_kind
 from stepbatch.bench.workload.arrivals import schedule
 from stepbatch.bench.workload.goals import goals, kind
 from stepbatch.bench.workload.profiles import Profile, draw, read_profiles
-from stepbatch.bench.workload.work import WorkItem, build
+from stepbatch.bench.workload.work import FLAGS, WorkItem, build
 from stepbatch.errors import InvalidValue, OptionError
-from stepbatch.request import GenerationRequest
+from stepbatch.request import MODEL_FIELDS, GenerationRequest
 
 REQUESTS = 20_000  # where nothing is said
 PER_REPLICA = 100  # likewise, at least
-EXTRA = ("priority", "timeout", "user")  # fields that only the scheduler looks at
-WITHOUT_EFFECT = ("negative_prompt",)  # on how long a request takes
+EXTRA = ("priority", "timeout", "user", *MODEL_FIELDS)  # fields that may be laid over a request
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +71,8 @@ def read_workload(
         raise OptionError("bench simulate knows requests of prompts alone: no --task with images, no --extra-body")
     profiles = read_profiles(wanted.random_request_config)
     count = options.num_requests or max(REQUESTS, PER_REPLICA * most)
-    plain = replace(wanted, random_request_config="")
+    task = "text-to-video" if curve.model.makes_videos else wanted.task
+    plain = replace(wanted, random_request_config="", task=task)
     if options.trace:
         dataset = DatasetOptions(dataset="trace", dataset_path=options.trace, num_prompts=options.num_requests)
         base = build(dataset, plain)
@@ -95,28 +95,22 @@ def _laid_over(item: WorkItem, profile: Profile | None) -> WorkItem:
     fields: dict[str, Any] = dict(profile.fields) if profile else {}
     if "images" in fields or item.images or str(fields.get("task")).startswith("image"):
         raise OptionError("bench simulate knows requests of prompts alone, and there is one with images")
+    fields["extra"] = {**item.extra, **fields.get("extra", {})}
     whole = msgspec.structs.replace(item, **fields)
-    if unknown := set(whole.extra) - set(EXTRA) - set(WITHOUT_EFFECT):
+    if unknown := set(whole.extra) - set(EXTRA):
         raise OptionError(f"bench simulate doesn't know what {', '.join(sorted(unknown))} does to a request")
     return whole
 
 
 def _kind(item: WorkItem, curve: Curve, goal: GoalOptions, timeout: float | None) -> Kind:
+    if item.is_video != curve.model.makes_videos:
+        makes = "videos" if curve.model.makes_videos else "pictures"
+        raise OptionError(f"a request's task is {item.task}, but {curve.name}, the model of --curve, makes {makes}")
+    fields = {name: getattr(item, name) for name in ("prompt", "n", *FLAGS)}
     try:
-        request = GenerationRequest(
-            prompt=item.prompt,
-            width=item.width or curve.width,
-            height=item.height or curve.height,
-            num_frames=item.num_frames,
-            num_inference_steps=item.num_inference_steps or curve.steps,
-            guidance_scale=item.guidance_scale,
-            n=item.n,
-            seed=0,
-            **{"timeout": timeout, **{name: value for name, value in item.extra.items() if name in EXTRA}},
-        )
+        made = make_kind(GenerationRequest(**{**fields, "seed": 0, "timeout": timeout, **item.extra}), curve)
     except InvalidValue as error:
         raise OptionError(error.message) from None
-    made = make_kind(request, curve)
     asked = goals([item], goal, {kind(item): made.alone(curve.costs)})[0]
     return replace(made, goal=asked)
 
