@@ -9,7 +9,7 @@ from tests.models import tiny_wan
 from tests.models.parity import picture
 
 from stepbatch.config import EngineConfig, ModelConfig
-from stepbatch.engine import engine as engine_module
+from stepbatch.engine import decode_time
 from stepbatch.engine.engine import Engine
 from stepbatch.engine.messages import FromEngine, Output, Submit
 from stepbatch.engine.runner import TorchRunner
@@ -144,10 +144,10 @@ def drawn(runner: TorchRunner) -> tuple[dict[str, bytes], int]:
 
 
 def test_the_engine_draws_the_same_in_slices(z_image_runner: TorchRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "SLICE_SECONDS", math.inf)
+    monkeypatch.setattr(decode_time, "SLICE_SECONDS", math.inf)
     expected, rounds = drawn(z_image_runner)
     assert rounds < 10
-    monkeypatch.setattr(engine_module, "SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(decode_time, "SLICE_SECONDS", 0.0)
     pictures, rounds = drawn(z_image_runner)
     assert rounds > 20
     assert pictures == expected

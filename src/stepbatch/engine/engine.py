@@ -14,6 +14,7 @@ from typing import Protocol
 from stepbatch.config import EngineConfig
 from stepbatch.engine.clock import DeviceClock
 from stepbatch.engine.cost import UNKNOWN, Costs
+from stepbatch.engine.decode_time import decode_room
 from stepbatch.engine.memory import TokenLimit, tokens_within
 from stepbatch.engine.messages import Cancelled, Failure, FromEngine, Learned, Output, Progress, Stats, Submit, Unit
 from stepbatch.engine.meter import Encoded, Meter
@@ -32,8 +33,6 @@ from stepbatch.model_info import ModelInfo
 from stepbatch.request import GenerationRequest, Job, JobState
 
 log = logging.getLogger(__name__)
-
-SLICE_SECONDS = 0.1  # that decoding may keep others waiting, even if a step takes less
 
 Tick = Callable[[int, int], None]
 
@@ -313,7 +312,7 @@ class Engine:
 
     def _decode_all(self, plan: Plan) -> None:
         """Decode, all together where that is short; else one after the other, for as long as others may wait."""
-        seconds = self._slice(plan)
+        seconds = decode_room(plan, self.scheduler.costs, self._step_seconds)
         until = time.monotonic() + seconds
         for jobs in [plan.decode] if seconds == math.inf else [[job] for job in plan.decode]:
             decoded = self._run("decode", jobs, partial(self._decode, until=until))
@@ -322,16 +321,6 @@ class Engine:
                 self.emit(_output(job, self._pixels.pop(job.id)))
             if time.monotonic() >= until or not all(job.ended for job in jobs):
                 break
-
-    def _slice(self, plan: Plan) -> float:
-        """Seconds that decoding may take before the others' step: about as long as that; endless if it is short."""
-        costs, jobs = self.scheduler.costs, plan.denoise
-        step = self._step_seconds if jobs else 0.0
-        if costs.known and jobs:
-            step = costs.step_of(jobs)
-        seconds = max(step, SLICE_SECONDS)
-        short = costs.known and costs.decode_of(plan.decode) <= seconds
-        return math.inf if short or self.runner.whole_calls else seconds
 
     def _decode(self, jobs: Sequence[Job], until: float) -> None:
         pictures = self.runner.decode(jobs, until - time.monotonic())

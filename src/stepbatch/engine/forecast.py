@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
 from stepbatch.config import BatchingConfig
 from stepbatch.engine.cost import Costs
+from stepbatch.engine.decode_time import Decoded, PredictedDecoding
 from stepbatch.engine.order import JobId
 from stepbatch.engine.scheduler import Plan, Scheduler
 from stepbatch.engine.width import Pace
@@ -157,6 +159,7 @@ class _Ahead:
     def __init__(self, scheduler: Scheduler, unencoded: set[JobId]) -> None:
         self.scheduler = scheduler
         self.unencoded = unencoded
+        self.decoding = PredictedDecoding()
 
     def run(self, wanted: set[JobId], now: float) -> tuple[float, float]:
         """When the last of the wanted jobs begins, and ends."""
@@ -168,17 +171,26 @@ class _Ahead:
             if not plan:
                 now += plan.wait
                 continue
-            now += self.scheduler.costs.decode_of(plan.decode)
-            missing -= {job.id for job in self.scheduler.finish(plan.decode)}
-            if not missing:
-                break
+            decoded = self._decode(plan)
+            for job, seconds in decoded.done:
+                missing.discard(job.id)
+                if not missing:
+                    return begun, now + seconds
+            now += decoded.seconds
             if any(job.id in wanted for job in plan.encode):
                 begun = now
-            now = self._go(plan, now)
+            now = self._go(plan, decoded.steps, now)
         return begun, now
 
-    def _go(self, plan: Plan, now: float) -> float:
-        """Encode and denoise as a plan says, for as many steps as it holds; returns when that is done."""
+    def _decode(self, plan: Plan) -> Decoded:
+        """Decode before a plan's step; before several at once, where nothing is done or begins between them."""
+        steps = 1 if plan.encode else plan.steps
+        decoded = self.decoding.go_on(plan, self.scheduler.costs, steps if plan.denoise else sys.maxsize)
+        self.scheduler.finish([job for job, _ in decoded.done])
+        return decoded
+
+    def _go(self, plan: Plan, steps: int, now: float) -> float:
+        """Encode and denoise as a plan says: for as long as it holds, or so many steps if there is more to decode."""
         costs, jobs = self.scheduler.costs, plan.denoise
         fresh = {job.request_id: job for job in jobs if job.state is JobState.ENCODING or job.id in self.unencoded}
         now += sum(costs.encode_of(job) for job in fresh.values())
@@ -187,7 +199,7 @@ class _Ahead:
             job.to(JobState.RUNNING)
         if not jobs:
             return now
-        steps = plan.steps if not self.scheduler.decoding else 1
+        steps = plan.steps if not self.scheduler.decoding else steps
         taken = steps if jobs[0].signature is None else jobs[0].steps
         now += taken * costs.step_of(jobs)
         self.scheduler.advance(jobs, now, steps)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from stepbatch.config import BatchingConfig
 from stepbatch.engine.cost import Costs
+from stepbatch.engine.decode_time import PredictedDecoding
 from stepbatch.engine.scheduler import Plan, Scheduler
 from stepbatch.errors import DeadlineExceeded
 from stepbatch.request import Job, JobState
@@ -36,8 +37,8 @@ class _Leap:
 class Replica:
     """Does what ``Engine.step`` does, in the same order, and leaps over steps in which nothing changes.
 
-    A plan says for how many steps it holds. What comes meanwhile cuts the leap short, at the end of the step in which
-    it comes, which is when the engine would see it.
+    A plan says for how many steps it holds once nothing is left to decode. What comes meanwhile cuts the leap short, at
+    the end of the step in which it comes, which is when the engine would see it.
 
     Args:
         limits: As the engine's.
@@ -60,6 +61,7 @@ class Replica:
         self.widths: Counter[int] = Counter()  # jobs in a step -> steps
         self._scheduler = Scheduler(limits, costs)
         self._costs = costs
+        self._decoding = PredictedDecoding()
         self._pace = pace
         self._ended = ended
         self._leaps = leaps
@@ -100,7 +102,7 @@ class Replica:
         self._drop(now)
         plan = scheduler.schedule(now)
         if plan:
-            then = self._encode(plan.encode, self._decode(plan.decode, now))
+            then = self._encode(plan.encode, self._decode(plan, now))
             self.wake = self._denoise(plan, then) if plan.denoise else then
             return
         assert not len(scheduler), "a job without a signature never waits for company"
@@ -114,12 +116,15 @@ class Replica:
             self._left -= self._share(job) + self._begin(job)
             self._ended(job, now)
 
-    def _decode(self, jobs: Sequence[Job], now: float) -> float:
-        seconds = self._costs.decode_of(jobs)
-        for job in self._scheduler.finish(jobs):
+    def _decode(self, plan: Plan, now: float) -> float:
+        if not plan.decode:
+            return now
+        decoded = self._decoding.go_on(plan, self._costs)
+        self._scheduler.finish([job for job, _ in decoded.done])
+        for job, seconds in decoded.done:
             self._ended(job, now + seconds)
-        self._left -= seconds
-        return now + seconds
+        self._left -= decoded.seconds
+        return now + decoded.seconds
 
     def _encode(self, jobs: Sequence[Job], now: float) -> float:
         seconds = 0.0
