@@ -1,8 +1,9 @@
 import time
 
+import pytest
 import torch
 
-from stepbatch.engine.clock import DeviceClock, between
+from stepbatch.engine.clock import DeviceClock, between, cpu_name
 
 CPU = torch.device("cpu")
 
@@ -29,3 +30,11 @@ def test_on_the_host_a_moment_has_passed_when_it_is_marked() -> None:
     before = clock.mark()
     assert clock.passed(before)
     assert between(before, clock.mark()) >= 0
+
+
+def test_a_clock_of_the_hosts_times_has_the_name_of_what_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index}")
+    clock = DeviceClock(torch.device("cuda", 1), waits=True)
+    assert clock.name == "card 1"
+    assert not clock.runs_behind and isinstance(clock.mark(), float)
+    assert DeviceClock(CPU, waits=True).name == DeviceClock().name == cpu_name()

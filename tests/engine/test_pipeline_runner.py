@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tests.models.pipelines import LONG, SHORT, ask, checkpoint, images
 
 from stepbatch.config import BatchingConfig, EngineConfig, ModelConfig
@@ -19,6 +20,7 @@ from stepbatch.engine.engine import Engine
 from stepbatch.engine.messages import Cancelled, Failure, FromEngine, Output, Progress, Submit, Unit
 from stepbatch.engine.pipeline_runner import PipelineRunner
 from stepbatch.engine.runner import TorchRunner
+from stepbatch.engine.warmup import _depends
 from stepbatch.errors import NotNative
 from stepbatch.request import GenerationRequest
 
@@ -189,6 +191,19 @@ def test_auto_runs_the_pipeline_of_a_noise_schedule_without_a_native_form(z_imag
     for output in outputs:
         request = small() if output.request_id == "a" else small(LONG, 1)
         assert near(output.pixels, runner_output(runner, request))
+
+
+def test_calls_on_a_gpu_are_kept_under_its_name_in_the_hosts_times(
+    runner: PipelineRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index}")
+    names = []
+    for index in (0, 1):
+        monkeypatch.setattr(runner.pipeline, "device", torch.device("cuda", index))
+        there = PipelineRunner(runner.pipeline)
+        assert there.clock.time(lambda: None, 1)[0] < 1.0
+        names.append(_depends(there, EngineConfig())["device"])
+    assert names == ["card 0", "card 1"]
 
 
 def test_what_a_call_costs_are_tokens_of_its_pictures(runner: PipelineRunner) -> None:

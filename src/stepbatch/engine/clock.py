@@ -24,20 +24,22 @@ class DeviceClock:
 
     Args:
         device: Without one, work is done when the call that does it returns, as it is on a CPU.
+        waits: Work is done when the call returns on this device, too, and its times are the host's.
     """
 
-    def __init__(self, device: torch.device | None = None) -> None:
-        self.device = device if device is not None and device.type == "cuda" else None
+    def __init__(self, device: torch.device | None = None, *, waits: bool = False) -> None:
+        self._computes = device if device is not None and device.type == "cuda" else None
+        self.device = None if waits else self._computes  # that is asked for the time
         self._last: Moment = 0.0
 
     @property
     def name(self) -> str:
         """The device's."""
-        if self.device is None:
+        if self._computes is None:
             return cpu_name()
         import torch
 
-        return str(torch.cuda.get_device_name(self.device))
+        return str(torch.cuda.get_device_name(self._computes))
 
     @property
     def runs_behind(self) -> bool:

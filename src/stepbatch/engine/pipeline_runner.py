@@ -28,7 +28,7 @@ class PipelineRunner:
         self.pipeline = pipeline
         self.info = pipeline.info
         self.whole_calls = True
-        self.clock = DeviceClock()  # a call returns pixels, so it is over then
+        self.clock = DeviceClock(pipeline.device, waits=True)  # a call returns pixels, so it is over then
         self._drawn: dict[tuple[str, int], bytes | RequestError] = {}
 
     def check(self, request: GenerationRequest) -> None:

@@ -25,8 +25,8 @@ def run_profile(config: EngineConfig, folder: Path) -> int:
     """Measure a model afresh; print what was found and write it, as ``profile.json`` and ``profile.png``.
 
     Raises:
-        SetupError: the model can't be loaded, none of its sizes can be run, or too few in that time, or the folder can't be
-            written.
+        SetupError: the model can't be loaded, none of its sizes can be run, or too few in the time there is, or the
+            folder can't be written.
     """
     check_writable(folder / "profile.json")
     console = Console(stderr=True)
