@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 import uuid
 from collections.abc import Callable, Coroutine
@@ -89,6 +90,7 @@ class AsyncEngine:
         self.patience = patience or Patience()
         self.info: ModelInfo  # of the loaded model, once started
         self.restarts = 0
+        self.stop_by = math.inf  # monotonic seconds, once it is told to stop: when what is in flight is ended
         self.admission = Admission(config)
         self.on_message: Callable[[FromEngine], None] | None = None  # sees every message of the engine process
         self._stats = Stats()
@@ -122,6 +124,7 @@ class AsyncEngine:
     async def stop(self, drain_seconds: float = 0.0) -> None:
         """Refuse new requests, give those in flight ``drain_seconds`` to end, and end the engine process."""
         self._state = "stopping"
+        self.stop_by = min(self.stop_by, time.monotonic() + drain_seconds)
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(drain_seconds):
