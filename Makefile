@@ -20,9 +20,9 @@ test: $(READY)
 soak: $(READY)  ## the promises of docs/reliability.md in their long forms, an hour; writes its table
 	@$(BIN)/python -m pytest --soak tests/reliability
 
-fuzz: $(READY)  ## what reads sizes, fields, forms and files, by coverage, ten minutes
+fuzz: $(READY)  ## what reads sizes, fields, forms and files, by coverage, ten minutes; writes its row there
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
-	@$(BIN)/python tests/reliability/fuzz_parsers.py --seconds 600
+	@$(BIN)/python tests/reliability/fuzz_parsers.py --seconds 600 --soak
 
 lint: $(READY)
 	@$(BIN)/ruff check .

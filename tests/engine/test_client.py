@@ -1,4 +1,5 @@
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from stepbatch.engine.client import AsyncEngine, Patience
 from stepbatch.engine.handle import Handle, JobProgress
 from stepbatch.engine.messages import Cancelled, FromEngine, Output, Progress, Submit, Unit, encode
 from stepbatch.errors import (
+    DeadlineExceeded,
     EngineDied,
     EngineUnavailable,
     GenerationFailed,
@@ -403,3 +405,116 @@ async def test_every_request_ends_once_however_often_the_engine_is_killed() -> N
             else:
                 assert isinstance(answer, list)
                 assert is_correct(handle, answer)
+
+
+SECOND_START = """
+import os, signal, sys
+from stepbatch.engine import process
+from stepbatch.engine.messages import Stats
+from stepbatch.errors import DeviceLost
+load = process.load
+def load_or_not(config):
+    if os.path.exists({flag!r}):
+        os.remove({flag!r})
+        {fault}
+    return load(config)
+process.load = load_or_not
+process.main(*sys.argv[1:])
+"""
+
+
+def failing_to_restart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: str) -> None:
+    """Have the next engine process, and no other, do ``fault`` as it loads."""
+    (tmp_path / "fault").touch()
+    script = SECOND_START.format(flag=str(tmp_path / "fault"), fault=fault)
+    monkeypatch.setattr(supervisor, "COMMAND", (sys.executable, "-c", script))
+
+
+async def test_deadlines_hold_while_there_is_no_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async with running(patience=Patience(reload=4.0, factor=0.01)) as (engine, messages):
+        failing_to_restart(monkeypatch, tmp_path, "os.kill(os.getpid(), signal.SIGSTOP)")
+        before = engine.submit(GenerationRequest(prompt="before", num_inference_steps=1000, timeout=60.0))
+        late = engine.submit(GenerationRequest(prompt="late", num_inference_steps=20, timeout=1.0))
+        await until(lambda: any(isinstance(message, Progress) for message in messages))
+        kill(engine)
+        await until(lambda: not engine.ready)
+        held = [engine.submit(GenerationRequest(prompt="held", n=2, timeout=t)) for t in (0.8, 60.0, None)]
+        for handle in (late, held[0]):
+            with pytest.raises(DeadlineExceeded):
+                await handle.outputs()
+            assert time.monotonic() < handle.arrival + 2.0
+        assert engine.state == "restarting"
+        assert engine.stats.waiting == 5
+        engine.cancel(before.request_id)
+        for handle in held[1:]:
+            assert is_correct(handle, await handle.outputs())
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "import time; time.sleep(60)",
+        "os.kill(os.getpid(), 40)",
+        "raise DeviceLost('gone')",
+        "process.Link.send(sys._getframe(1).f_locals['link'], Stats())",
+    ],
+    ids=["hangs", "dies by a real-time signal", "loses its device", "talks nonsense"],
+)
+async def test_a_restart_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: str) -> None:
+    async with running(patience=Patience(reload=2.0, factor=0.01)) as (engine, _):
+        failing_to_restart(monkeypatch, tmp_path, fault)
+        handle = engine.submit(ask("x", steps=50))
+        kill(engine)
+        assert is_correct(handle, await handle.outputs())
+        assert not (tmp_path / "fault").exists()
+        assert engine.restarts == 1
+
+
+async def test_a_device_that_is_lost_at_the_start_ends_the_process_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without waiting for anything, be it threads or a driver."""
+    starting_with(
+        monkeypatch,
+        "import threading, time\nfrom stepbatch.errors import DeviceLost\n"
+        "threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "def warm_up(*_): raise DeviceLost('gone')\nprocess.warm_up = warm_up",
+    )
+    with pytest.raises(SetupError, match=r"^the engine process ended with status 1 while it was starting$"):
+        await AsyncEngine(config(), Patience(load=20)).start()
+
+
+async def test_a_longer_first_start_gives_later_ones_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    starting_with(monkeypatch, "import time; load = process.load; process.load = lambda c: time.sleep(1) or load(c)")
+    async with running(patience=Patience(reload=0.1)) as (engine, _):
+        kill(engine)
+        await until(lambda: engine.restarts)
+
+
+async def test_what_can_not_be_dealt_with_ends_the_process_and_not_the_server(caplog: pytest.LogCaptureFixture) -> None:
+    async with running() as (engine, _):
+        broken: list[FromEngine] = []
+
+        def break_once(message: FromEngine) -> None:
+            if isinstance(message, Progress) and not broken:
+                broken.append(message)
+                raise KeyError("nobody thought of this")
+
+        engine.on_message = break_once
+        handle = engine.submit(ask("x", n=2, steps=50))
+        with caplog.at_level(logging.ERROR):
+            assert is_correct(handle, await handle.outputs())
+        assert engine.restarts == 1
+        assert "nobody thought of this" in caplog.text
+
+
+async def test_a_failure_of_an_unknown_kind_is_one_of_the_model_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    starting_with(
+        monkeypatch,
+        "import msgspec\nfrom stepbatch.engine.messages import Failure\nsend = process.Link.send\n"
+        "def rename(self, m):\n"
+        "    send(self, msgspec.structs.replace(m, code='new') if isinstance(m, Failure) else m)\n"
+        "process.Link.send = rename",
+    )
+    async with running() as (engine, _):
+        with pytest.raises(GenerationFailed):
+            await engine.submit(ask("[raise-denoise]")).outputs()
+        assert engine.restarts == 0

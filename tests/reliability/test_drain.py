@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -98,18 +101,42 @@ SLOW_FILES = """
 import sys, time
 if "stepbatch" in sys.orig_argv:
     from stepbatch import video_files
-    video_files.write_mp4 = lambda path, output, fps: time.sleep(60)
+    video_files.write_mp4 = lambda path, output, fps: path.write_bytes(b"begun") and time.sleep(60)
 """
+
+
+def writing(serve: Callable[..., Served], folder: Path, change: str, *flags: str) -> tuple[Served, str]:
+    """A server that is writing a video, which takes it a minute, and the video's id."""
+    videos = ("--backend", "fake", "--log-level", "warning", "--fake-videos", "--video-dir", str(folder / "videos"))
+    server = serve(*videos, *flags, env=run_first(folder, SLOW_FILES + change))
+    id: str = server.http.post("/v1/videos", json={"prompt": "a cat", "num_inference_steps": 2}).json()["id"]
+    until(lambda: list((folder / "videos" / "files").glob(f"{id}*")))
+    return server, id
+
+
+def test_a_video_that_is_written_for_too_long_is_given_up(
+    serve: Callable[..., Served], tmp_path: Path, soak: bool, note: Callable[[Finding], None]
+) -> None:
+    change = "" if soak else "    from stepbatch.server import video_jobs\n    video_jobs.WRITING_SECONDS = 0.5\n"
+    server, id = writing(serve, tmp_path, change, "--drain-seconds", "1")
+    began = time.monotonic()
+    server.signal(signal.SIGTERM)
+    assert server.process.wait(30.0) == 0, server.log
+    seconds = time.monotonic() - began
+    assert seconds >= (6.0 if soak else 1.5)
+    assert not list((tmp_path / "videos" / "files").iterdir())
+    with closing(sqlite3.connect(tmp_path / "videos" / "videos.sqlite3")) as database:
+        ((status, error),) = database.execute("SELECT status, error FROM videos WHERE id = ?", (id,))
+    assert (status, json.loads(error)["code"]) == ("failed", "engine_unavailable")
+    load, figure = "a video that is being written for a minute", f"exit 0 after {seconds:.1f} s, drain being 1; no file"
+    note(Finding(12, "drain, video", load, "SIGTERM", figure))
 
 
 def test_a_second_signal_waits_for_no_thread_either(
     serve: Callable[..., Served], tmp_path: Path, soak: bool, note: Callable[[Finding], None]
 ) -> None:
     hurry = "" if soak else "    from stepbatch.server import run\n    run.HURRY_SECONDS = 0.5\n"
-    flags = ("--backend", "fake", "--log-level", "warning", "--fake-videos", "--video-dir", str(tmp_path / "videos"))
-    server = serve(*flags, env=run_first(tmp_path, SLOW_FILES + hurry))
-    id = server.http.post("/v1/videos", json={"prompt": "a cat", "num_inference_steps": 2}).json()["id"]
-    until(lambda: server.http.get(f"/v1/videos/{id}").json()["progress"] == 99)  # but for its file
+    server, _ = writing(serve, tmp_path, hurry)
     began = time.monotonic()
     server.signal(signal.SIGTERM)
     until(lambda: not listens(server.url))

@@ -145,6 +145,39 @@ def a_part_of_its_own(part: str) -> Callable[[Tampered], None]:
     return tamper
 
 
+def a_pipeline_as_a_part(library: str, name: str, part: str = "tokenizer_2") -> Callable[[Tampered], None]:
+    """Whose own part has pickled weights, which diffusers would read, as it passes ``use_safetensors`` on to models."""
+
+    def tamper(it: Tampered) -> None:
+        shutil.copytree(it.folder / "vae", it.folder / part / "vae")
+        it.change(f"{part}/model_index.json", _class_name=name, vae=["diffusers", "AutoencoderKL"])
+        (it.folder / part / "vae" / WEIGHTS).unlink()
+        it.pickled(f"{part}/vae/diffusion_pytorch_model.bin")
+        it.change("model_index.json", **{part: [library, name]})
+
+    return tamper
+
+
+def a_pipeline_by_another_name(it: Tampered) -> None:
+    a_pipeline_as_a_part("diffusers", "DiffusionPipeline")(it)
+    it.change("model_index.json", tokenizer_2=["diffusers", "AutoencoderKL"])
+
+
+def weights_further_in(it: Tampered) -> None:
+    (it.folder / "tokenizer" / "more").mkdir()
+    it.pickled("tokenizer/more/model.bin")
+
+
+def code_further_in(it: Tampered) -> None:
+    (it.folder / "vae" / "more").mkdir()
+    it.code("vae/more/diffusers.py")
+
+
+def onnx(it: Tampered) -> None:
+    (it.folder / "vae" / "model.onnx").write_bytes(b"x")
+    it.change("model_index.json", vae=["diffusers", "OnnxRuntimeModel"])
+
+
 def a_part_that_shadows_a_library(it: Tampered) -> None:
     it.code("vae/diffusers.py")
     it.change("model_index.json", vae=["diffusers", "Evil"])
@@ -199,6 +232,15 @@ CASES: dict[str, tuple[Callable[[Tampered], None], str]] = {  # and what the ref
     "a part of another library": (named("model_index.json", vae=["subprocess", "Popen"]), "subprocess"),
     "a part of a module": (named("model_index.json", vae=["diffusers.utils", "x"]), "diffusers.utils"),
     "a part elsewhere": (named("model_index.json", **{"../other": ["diffusers", "AutoencoderKL"]}), "../other"),
+    "a pipeline as a part": (a_pipeline_as_a_part("diffusers", "DiffusionPipeline"), "tokenizer_2"),
+    "a pipeline as a part, of a module": (
+        a_pipeline_as_a_part("stable_diffusion", "StableDiffusionPipeline"), "tokenizer_2"),
+    "a pipeline as a part, of a prefix": (
+        a_pipeline_as_a_part("diffusers", "FlashPackDiffusionPipeline"), "tokenizer_2"),
+    "a pipeline by another name": (a_pipeline_by_another_name, "tokenizer_2/model_index.json"),
+    "pickled, further in": (weights_further_in, "tokenizer holds pickled weights"),
+    "code, further in": (code_further_in, "vae/more/diffusers.py"),
+    "ONNX": (onnx, "OnnxRuntimeModel"),
     "a remote class": (remote_class, "text_encoder/modeling.py"),
     "a remote class, of the text encoder": (
         named("text_encoder/config.json", auto_map={"AutoModel": "x--y.Evil"}), "text_encoder/config.json"),

@@ -160,7 +160,9 @@ async def test_past_the_tipping_point_the_client_is_told_when_to_come(
         ends = [end for end in await asyncio.gather(*asked) if end is not None]
         tries = made.tries()
         assert len(tries) == len(asked)
-        assert max(tries.values()) <= 1 + RETRIES
+        again = [attempt for attempt in made.attempts if attempt.number]
+        let_in = sum(attempt.status == 200 for attempt in again) / len(again)
+        assert let_in >= size(0.7, 0.4)  # as they were told when there would be room, in spite of all who weren't
         refused = [attempt for attempt in made.attempts if attempt.status == 429]
         assert {attempt.status for attempt in made.attempts} == {200, 429}
         assert all(attempt.told and 1 <= attempt.told <= 120 for attempt in refused)
@@ -178,7 +180,7 @@ async def test_past_the_tipping_point_the_client_is_told_when_to_come(
             20, "retries under overload", f"{len(asked):,} requests of OpenAI's client, {OVER} x what can be done",
             f"a queue of {queue} s, {RETRIES} retries each",
             f"goodput {goodput:.0%} of the capacity under load, {overall:.0%} until the last; {mean:.2f} attempts, "
-            f"at most {max(tries.values())}; {len(ends) / len(asked):.0%} answered in the end",
+            f"{let_in:.0%} of the later ones let in; {len(ends) / len(asked):.0%} answered in the end",
         )
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -48,6 +49,7 @@ class StubEngine:
     state: State = "restarting"
     stats: Stats = field(default_factory=Stats)
     restarts: int = 0
+    stop_by: float = math.inf
     on_message: Callable[[FromEngine], None] | None = None
     info: ModelInfo = field(default_factory=lambda: FakeRunner(MODEL).info)
     error: Exception = field(default_factory=lambda: EngineUnavailable("the engine is restarting"))

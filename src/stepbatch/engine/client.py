@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -33,8 +34,10 @@ from stepbatch.engine.messages import (
 from stepbatch.engine.supervisor import EngineGone, EngineProcess, engine_process
 from stepbatch.errors import (
     REQUEST_ERRORS,
+    DeadlineExceeded,
     EngineDied,
     EngineUnavailable,
+    GenerationFailed,
     InvalidValue,
     RequestCancelled,
     RequestError,
@@ -47,6 +50,7 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 3  # processes in a row that may end before they have begun any work
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 1.0  # seconds between two processes; longer each time until one finishes an output
+LATE_SECONDS = 0.1  # between two looks for requests that are late, while there is no process to look
 
 State = Literal["starting", "ready", "restarting", "stopping", "failed"]
 REFUSALS: dict[State, str] = {  # what new requests are told; while it restarts, they are taken in and held
@@ -61,8 +65,9 @@ class Patience:
     """How long the engine process may say nothing before it counts as hung, seconds."""
 
     silence: float = 5.0  # at any time; an idle engine is heard once a second
-    factor: float = 3.0  # times what a unit of work is expected to take
-    load: float = 3600.0  # until the model is loaded
+    factor: float = 3.0  # times what a unit of work is expected to take, or what the first start took
+    load: float = 3600.0  # until the model is loaded for the first time
+    reload: float = 60.0  # until it is loaded again, at least; twice as long after each time that it was not
 
 
 class AsyncEngine:
@@ -85,6 +90,7 @@ class AsyncEngine:
         self.patience = patience or Patience()
         self.info: ModelInfo  # of the loaded model, once started
         self.restarts = 0
+        self.stop_by = math.inf  # monotonic seconds, once it is told to stop: when what is in flight is ended
         self.admission = Admission(config)
         self.on_message: Callable[[FromEngine], None] | None = None  # sees every message of the engine process
         self._stats = Stats()
@@ -93,6 +99,9 @@ class AsyncEngine:
         self._supervisor: asyncio.Task[None] | None = None
         self._state: State = "starting"
         self._barren = 0  # processes in a row that died with work submitted before they began any
+        self._finished = False  # whether the process has finished any output
+        self._load_seconds = 0.0  # that the first start took
+        self._looking: asyncio.TimerHandle | None = None  # for late requests, while there is no process
 
     async def start(self) -> None:
         """Start the engine process and wait until the model is loaded.
@@ -103,6 +112,7 @@ class AsyncEngine:
         assert self._supervisor is None
         loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._supervisor = asyncio.create_task(self._supervise(loaded), name="engine supervisor")
+        self._supervisor.add_done_callback(_tell_of_failure)
         try:
             await asyncio.wait({loaded, self._supervisor}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -114,6 +124,7 @@ class AsyncEngine:
     async def stop(self, drain_seconds: float = 0.0) -> None:
         """Refuse new requests, give those in flight ``drain_seconds`` to end, and end the engine process."""
         self._state = "stopping"
+        self.stop_by = min(self.stop_by, time.monotonic() + drain_seconds)
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(drain_seconds):
@@ -229,25 +240,60 @@ class AsyncEngine:
         try:
             while failures < ATTEMPTS:
                 await asyncio.sleep(pause)
-                finished = False
+                self._finished = False
                 try:
                     async with engine_process(self.config, self.log) as process:
-                        ready = await process.loaded(self.patience.load)
+                        ready = await self._loaded(process, failures, first=not loaded.done())
+                        await self._attend(process, self._listen(process, ready, loaded))
                         failures = 0
-                        self._begin(process, ready, loaded)
-                        finished = await self._listen(process)
                 except SetupError as error:
                     if not loaded.done():
                         raise
                     failures += 1
                     log.error("the engine process could not be restarted (%d of %d): %s", failures, ATTEMPTS, error)
-                pause = SHORTEST_PAUSE if finished else min(2 * pause + SHORTEST_PAUSE, LONGEST_PAUSE)
+                pause = SHORTEST_PAUSE if self._finished else min(2 * pause + SHORTEST_PAUSE, LONGEST_PAUSE)
         finally:
             self._process = None
+            if self._looking:
+                self._looking.cancel()
             if self._state == "ready":
                 self._state = "failed"
             self._end_all(EngineUnavailable(REFUSALS[self._state]))
             self._handles.clear()
+
+    async def _loaded(self, process: EngineProcess, failures: int, first: bool) -> Ready:
+        """Wait until the model is loaded; one that was loaded before should not take much longer than then."""
+        if not first:
+            usual = max(self.patience.reload, self.patience.factor * self._load_seconds)
+            return await process.loaded(usual * 2**failures)
+        began = time.monotonic()
+        ready = await process.loaded(self.patience.load)
+        self._load_seconds = time.monotonic() - began
+        return ready
+
+    async def _attend(self, process: EngineProcess, serving: Coroutine[Any, Any, None]) -> None:
+        """Serve until the process is gone, or has said what can't be dealt with, which ends it and not this one.
+
+        Raises:
+            SetupError: it came to nothing before the process was given any work.
+        """
+        task = asyncio.create_task(serving, name="engine messages")
+        try:
+            await asyncio.wait({task})
+        finally:
+            task.cancel()
+        error, begun, self._process = task.exception(), self._process is process, None
+        if isinstance(error, EngineGone):
+            log.error("the engine process %s", error)
+            unit = error.unit
+        else:
+            log.error("the engine process is ended: what it said could not be dealt with", exc_info=error)
+            await process.end()
+            unit = process.last_unit()
+        if not begun:
+            raise SetupError("the engine process could not be taken up") from error
+        self._recover(unit)
+        self._drop_late()
 
     def _begin(self, process: EngineProcess, ready: Ready, loaded: asyncio.Future[None]) -> None:
         """Hand everything that is held to a process that has loaded its model."""
@@ -262,21 +308,15 @@ class AsyncEngine:
         for handle in self._handles.values():
             self._send(handle)
 
-    async def _listen(self, process: EngineProcess) -> bool:
-        """Take in messages until the process is gone; returns whether it finished any output."""
-        finished = False
+    async def _listen(self, process: EngineProcess, ready: Ready, loaded: asyncio.Future[None]) -> None:
+        """Give it what is held, and take in messages until it is gone, which raises ``EngineGone``."""
+        self._begin(process, ready, loaded)
         patience = self.patience.silence
         while True:
-            try:
-                message = await process.receive(patience)
-            except EngineGone as gone:
-                log.error("the engine process %s", gone)
-                self._process = None
-                self._recover(gone.unit)
-                return finished
+            message = await process.receive(patience)
             expected = message.seconds if isinstance(message, Unit) else 0.0
             patience = max(self.patience.silence, self.patience.factor * expected)
-            finished |= isinstance(message, Output)
+            self._finished |= isinstance(message, Output)
             self._take(message)
             if self.on_message:
                 self.on_message(message)
@@ -306,7 +346,7 @@ class AsyncEngine:
                 self.admission.done(handle.predicted, time.monotonic() - handle.arrival)
             self._release(handle)
         elif isinstance(message, Failure):
-            self._end(handle, REQUEST_ERRORS[message.code](message.message, message.param))
+            self._end(handle, REQUEST_ERRORS.get(message.code, GenerationFailed)(message.message, message.param))
         else:
             self._end(handle, RequestCancelled("the request was cancelled"))
 
@@ -327,3 +367,23 @@ class AsyncEngine:
         if self._barren == ATTEMPTS:  # something that was submitted ends it at once, and there is no telling what
             self._end_all(EngineDied("the engine process dies before it can begin to work on this request"))
             self._barren = 0
+
+    def _drop_late(self) -> None:
+        """While there is no process to do it, end requests at their deadlines."""
+        if self._looking:
+            self._looking.cancel()
+        if self._process:
+            return
+        now = time.monotonic()
+        for handle in list(self._handles.values()):
+            timeout = handle.request.timeout
+            if timeout is not None and handle.arrival + timeout <= now and not handle.ended:
+                self._end(handle, DeadlineExceeded("the request could not be done before its deadline"))
+        self._looking = asyncio.get_running_loop().call_later(LATE_SECONDS, self._drop_late)
+
+
+def _tell_of_failure(supervisor: asyncio.Task[None]) -> None:
+    """Log what nobody else hears of; what makes a start fail is for who asked for it."""
+    error = None if supervisor.cancelled() else supervisor.exception()
+    if error and not isinstance(error, SetupError):
+        log.critical("the engine process is looked after no more", exc_info=error)

@@ -124,6 +124,22 @@ def load(config: EngineConfig) -> Runner:
     return load_runner(config)
 
 
+def start(config: EngineConfig, link: Link) -> tuple[Runner, Costs]:
+    """Load the model and find out what it costs; a refusal is told, and raises ``SystemExit``."""
+    try:
+        runner = load(config)
+    except SetupError as error:
+        link.send(Refused(str(error)))
+        link.close(linger_seconds=5.0)
+        sys.exit(2)
+    found: list[Costs] = []
+    Engine.attempt(lambda: found.append(warm_up(runner, config)))  # what can't be measured is learned as it runs
+    costs = found[0] if found else UNKNOWN
+    settle()
+    link.send(Ready(runner.info, costs))
+    return runner, costs
+
+
 def leave_with_parent(address: str) -> None:
     """End this process, also in the middle of a computation, when the parent's end of standard input is closed."""
     while os.read(0, 4096):
@@ -147,17 +163,7 @@ def main(address: str, record: str, config_json: str, log_json: str) -> None:
     config = msgspec.json.decode(config_json, type=EngineConfig)
     link = Link(address, int(record))
     try:
-        runner = load(config)
-    except SetupError as error:
-        link.send(Refused(str(error)))
-        link.close(linger_seconds=5.0)
-        sys.exit(2)
-    found: list[Costs] = []
-    Engine.attempt(lambda: found.append(warm_up(runner, config)))  # what can't be measured is learned as it runs
-    costs = found[0] if found else UNKNOWN
-    settle()
-    link.send(Ready(runner.info, costs))
-    try:
+        runner, costs = start(config, link)
         serve(runner, config, link, costs)
     except DeviceLost as error:
         log.error("the device is lost: %s", error)

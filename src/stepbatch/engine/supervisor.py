@@ -73,7 +73,8 @@ class EngineProcess:
             raise SetupError(f"the engine process {gone} while it was starting") from gone
         if isinstance(message, Refused):
             raise SetupError(message.message)
-        assert isinstance(message, Ready)
+        if not isinstance(message, Ready):
+            raise SetupError(f"the engine process said {type(message).__name__} while it was starting")
         return message
 
     async def receive(self, patience: float) -> FromEngine:
@@ -88,7 +89,7 @@ class EngineProcess:
         while not self._receiving.done():
             if waited >= patience:
                 await self.end()
-                raise EngineGone(f"said nothing for {patience:.0f} s and was killed", self._last_unit())
+                raise EngineGone(f"said nothing for {patience:.0f} s and was killed", self.last_unit())
             # Slices that were waited are counted rather than time that has passed: if this process was stopped or the
             # machine slept, the engine may be well and its messages still to be read.
             seconds = min(SLICE_SECONDS, patience - waited)
@@ -98,12 +99,12 @@ class EngineProcess:
             if self._exited.done() and not self._receiving.done():
                 await asyncio.wait({self._receiving}, timeout=LAST_WORDS_SECONDS)
                 if not self._receiving.done():
-                    raise EngineGone(_describe(self._exited.result()), self._last_unit())
+                    raise EngineGone(_describe(self._exited.result()), self.last_unit())
         data, self._receiving = self._receiving.result(), None
         try:
             return decode_from_engine(data)
         except msgspec.DecodeError as error:
-            raise EngineGone(f"sent something that can't be read: {error}", self._last_unit()) from error
+            raise EngineGone(f"sent something that can't be read: {error}", self.last_unit()) from error
 
     def kill(self) -> None:
         if not self._exited.done():
@@ -121,7 +122,7 @@ class EngineProcess:
         self.kill()
         await asyncio.wait({self._exited}, timeout=KILL_SECONDS)
 
-    def _last_unit(self) -> Unit | None:
+    def last_unit(self) -> Unit | None:
         """What it began last; ``None`` also if it was killed while it wrote that down, and so had not begun it."""
         descriptor = self._record.fileno()
         length = int.from_bytes(os.pread(descriptor, LENGTH_BYTES, 0), "big")
@@ -185,4 +186,7 @@ def _flight_record() -> BinaryIO:
 
 
 def _describe(status: int) -> str:
-    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    if status >= 0:
+        return f"ended with status {status}"
+    names = {int(number): number.name for number in signal.Signals}  # real-time signals have none but at the ends
+    return f"was killed by {names.get(-status, f'signal {-status}')}"

@@ -100,7 +100,7 @@ def _check_part(part: Path, kind: str) -> None:
     if not any(f.endswith(".json") for f in files):
         raise CheckpointError(f"{part.parent} is incomplete: {part.name} is missing")
     weights = [f for f in files if f.endswith(".safetensors")]
-    if not weights and any(f.endswith(PICKLED) for f in files):
+    if not weights and any(f.suffix in PICKLED for f in part.rglob("*")):
         raise CheckpointError(f"{part} holds pickled weights, which could run code; only safetensors are loaded")
     if not weights and "tokenizer" not in part.name and not WEIGHTLESS.search(kind):
         raise CheckpointError(f"{part.parent} is incomplete: {part.name} has no weights")

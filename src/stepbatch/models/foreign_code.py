@@ -12,6 +12,7 @@ from stepbatch.models.weights import read_json
 
 LIBRARIES = ("diffusers", "transformers")
 SOUGHT = ("pipeline.py", "None.py")  # what diffusers looks for beside model_index.json; other scripts lie there unread
+OTHER_LOADERS = ("Pipeline", "OnnxRuntime")  # in classes of parts: they read what is not looked at here
 NAMING_CODE = ("auto_map", "custom_pipelines")  # keys of configs: classes in Python files
 NAMING_FILES = ("transformers_weights",)  # weights to be loaded in place of those that were looked at
 NAMING_KERNELS = ("attn_implementation", "_attn_implementation")  # with a slash, a repository of compiled code
@@ -25,7 +26,8 @@ def check_no_code(folder: Path, index: Mapping[str, Any]) -> None:
         index: Its ``model_index.json``.
 
     Raises:
-        CheckpointError: a part is of another library, or there is Python that may be run, or a config that names code.
+        CheckpointError: a part is of another library, or a pipeline itself, or there is Python that may be run, or a
+            config that names code.
     """
     where = folder / "model_index.json"
     if isinstance(index.get("_class_name"), list):
@@ -39,11 +41,15 @@ def check_no_code(folder: Path, index: Mapping[str, Any]) -> None:
                 f"{where} has its {name} from {value[0]!r}: parts must be of diffusers or transformers, and no "
                 "checkpoint's code is run here"
             )
+        if value and any(loader in str(value[-1]) for loader in OTHER_LOADERS):
+            raise CheckpointError(f"{where} has its {name} as a {value[-1]}: parts must be no pipelines, and no ONNX")
     beside = [folder / name for name in SOUGHT if (folder / name).exists()]
-    for file in (*beside, *(file for name in parts for file in sorted((folder / name).glob("*.py")))):
+    for file in (*beside, *(file for name in parts for file in sorted((folder / name).rglob("*.py")))):
         raise CheckpointError(f"{file} is Python, and no checkpoint's code is run here; serve it without that file")
+    for file in (file for name in parts for file in sorted((folder / name).rglob("model_index.json"))):
+        raise CheckpointError(f"{file} makes a part a pipeline, whose own parts are not looked at")
     for name in parts:
-        for file in sorted((folder / name).glob("*config.json")):
+        for file in sorted((folder / name).rglob("*config.json")):
             _check_config(file)
 
 

@@ -62,9 +62,8 @@ def create_app(engine: AsyncEngine, config: ServerConfig) -> FastAPI:
             if jobs:
                 jobs.start()
             yield
-            if jobs:
-                await jobs.close()
-        threads.close()
+            written = await jobs.close() if jobs else True
+        threads.close(wait_for_videos=written)
 
     # No generated documents: /openapi.json comes from our own tables, and the pages to browse it load remote scripts.
     app = FastAPI(

@@ -16,6 +16,8 @@ from stepbatch.engine.messages import Output
 
 T = TypeVar("T")
 
+VIDEO_THREADS = "videos"  # the prefix of their names
+
 
 def encode_image(output: Output, output_format: str, quality: int) -> bytes:
     """An output as a png, jpeg or webp file; ``quality`` from 0 to 100 is for the lossy two."""
@@ -44,7 +46,7 @@ class Threads:
     def __init__(self) -> None:
         self._answers = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="answers")
         self._uploads = ThreadPoolExecutor(1, thread_name_prefix="uploads")
-        self._videos = ThreadPoolExecutor(1, thread_name_prefix="videos")
+        self._videos = ThreadPoolExecutor(1, thread_name_prefix=VIDEO_THREADS)
         self._records = ThreadPoolExecutor(1, thread_name_prefix="records")
 
     async def run(self, work: Callable[[], T]) -> T:
@@ -63,9 +65,9 @@ class Threads:
         """What ``work``, on records, returns or raises; one after the other, in the order of the calls."""
         return await asyncio.get_running_loop().run_in_executor(self._records, work)
 
-    def close(self) -> None:
+    def close(self, wait_for_videos: bool = True) -> None:
         """Finish what has begun."""
         self._answers.shutdown()
         self._uploads.shutdown()
-        self._videos.shutdown()
+        self._videos.shutdown(wait=wait_for_videos, cancel_futures=True)
         self._records.shutdown()

@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Generator
 from dataclasses import replace
@@ -27,6 +28,7 @@ from stepbatch.logs import set_up
 from stepbatch.race import done_before
 from stepbatch.server.access import check_access, with_all_keys
 from stepbatch.server.app import create_app
+from stepbatch.server.images import VIDEO_THREADS
 from stepbatch.server.logs import AccessLog
 from stepbatch.server.protocol import Protocol
 
@@ -45,7 +47,7 @@ def run_server(server_config: ServerConfig, engine_config: EngineConfig) -> int:
     """Serve until SIGINT or SIGTERM; returns the exit status.
 
     On the first signal, requests in flight may finish and new ones get 503; on a second, it leaves at once, and the
-    process ends within ``HURRY_SECONDS``.
+    process ends within ``HURRY_SECONDS``. It ends here too where a video is still being written that was given up.
 
     Raises:
         SetupError: the address can't be listened on, or not without a key, or the engine can't start.
@@ -56,7 +58,11 @@ def run_server(server_config: ServerConfig, engine_config: EngineConfig) -> int:
     server_config = replace(server_config, access=with_all_keys(server_config.access, os.environ))
     with bind(server_config.http.host, server_config.http.port) as sock:
         check_access(server_config, sock.getsockname()[0])
-        return asyncio.run(_Run(server_config, engine_config, sock).run())
+        status = asyncio.run(_Run(server_config, engine_config, sock).run())
+    if any(thread.name.startswith(VIDEO_THREADS) for thread in threading.enumerate()):
+        sys.stdout.flush()
+        os._exit(status)  # a thread that writes a video can't be told to end, and would be waited for
+    return status
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -17,7 +17,7 @@ from stepbatch.duration import seconds_of
 from stepbatch.engine.client import AsyncEngine
 from stepbatch.engine.handle import Handle
 from stepbatch.engine.messages import FromEngine, Output, Unit
-from stepbatch.errors import InternalError, InvalidValue, RequestCancelled, RequestError, StorageFull
+from stepbatch.errors import EngineUnavailable, InternalError, InvalidValue, RequestCancelled, RequestError, StorageFull
 from stepbatch.race import done_before
 from stepbatch.server.images import Threads, predicted
 from stepbatch.server.metrics import Metrics
@@ -26,6 +26,7 @@ from stepbatch.server.video_store import Record, VideoStore, new_video_id
 from stepbatch.video_files import spritesheet, thumbnail, write_mp4
 
 TIDY_SECONDS = 60.0  # between two looks for what has expired
+WRITING_SECONDS = 5.0  # that videos may still be written for once all in flight must have ended
 RETRY_SECONDS = 1.0  # until a record's ending that couldn't be written is tried again
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class _Job:
     arrival: float  # seconds on the monotonic clock, when the request came in at the door
     progress: int = -1  # percent, as the record has it
     deleted: bool = False
+    making: asyncio.Task[None] | None = None
     begun: asyncio.Event = field(default_factory=asyncio.Event)  # set by the first unit of work
 
 
@@ -67,13 +69,24 @@ class VideoJobs:
         """Begin to look, now and then, for what has expired."""
         self._tidying = asyncio.create_task(self._tidy(), name="video tidying")
 
-    async def close(self) -> None:
-        """End what the engine still works on, finish what is being written, and let go of the store."""
+    async def close(self) -> bool:
+        """End what the engine still works on, finish what is being written, and let go of the store.
+
+        What isn't written ``WRITING_SECONDS`` after the engine was to have ended all has failed, but the thread that
+        writes can't be told. Returns whether there is none that does.
+        """
         self._closing.set()
         for id in list(self._jobs):
             self.engine.cancel(id)
+        if self._tasks:
+            left = self.engine.stop_by + WRITING_SECONDS - time.monotonic()
+            await asyncio.wait(self._tasks, timeout=max(left, 0.0))
+        late = [job.making for job in self._jobs.values() if job.making]
+        for making in late:
+            making.cancel()
         await asyncio.gather(*self._tasks, *([self._tidying] if self._tidying else []))
         await self.threads.record(self.store.close)
+        return not late
 
     async def submit(self, wanted: VideoRequest, arrival: float) -> Record:
         """Have a video made; returns its record, before anything has been done.
@@ -117,14 +130,16 @@ class VideoJobs:
 
     async def _see_through(self, job: _Job) -> None:
         """Make a video, and write down how that ended, whatever it was."""
-        making = asyncio.ensure_future(self._make(job))
+        job.making = making = asyncio.create_task(self._make(job))
         try:
             await asyncio.wait({making})
         finally:
             making.cancel()
             self.engine.cancel(job.id)
             del self._jobs[job.id]
-        error = _deleted() if job.deleted else _as_request_error(making.exception())
+        error = (
+            _deleted() if job.deleted else _given_up() if making.cancelled() else _as_request_error(making.exception())
+        )
         self.metrics.ended(error.code if error else "ok", time.monotonic() - job.arrival)
         if error:
             await self._fail(job.id, error)
@@ -229,6 +244,10 @@ class VideoJobs:
 
 def _deleted() -> RequestCancelled:
     return RequestCancelled("the video was deleted")
+
+
+def _given_up() -> EngineUnavailable:
+    return EngineUnavailable("the server stopped before the video was written")
 
 
 def _write(parts: Mapping[str, Path], output: Output, fps: int) -> None:
