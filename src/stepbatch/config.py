@@ -305,6 +305,9 @@ class LimitsConfig:
     max_uploads_mb: int = option(
         512, "room for bodies, and what their images decode to, until they are answered, MiB", low=1
     )
+    max_answers_mb: int = option(
+        2048, "room for pictures' answers that are being made, or that clients have not read yet, MiB", low=1
+    )
     max_form_parts: int = option(64, "the most parts of a form", low=1)
     max_header_bytes: int = option(16 << 10, "the longest request line and headers, together", low=1024)
     max_prompt_bytes: int = option(32 << 10, "the longest prompt, and negative prompt, in UTF-8", low=1)
@@ -312,8 +315,10 @@ class LimitsConfig:
     max_steps: int = option(1000, "the most denoising steps that a request may ask for", low=1, high=1000)
     max_connections: int = option(1024, "the most clients that are connected; another is answered 503", low=1)
     header_seconds: float = option(10.0, "how long a request line and its headers may take to come", low=0.1)
-    body_seconds: float = option(30.0, "how long a body may take; each 64 KiB of it are a second more", low=0.1)
-    write_seconds: float = option(60.0, "how long a client may take for 64 KiB of its answer", low=0.1)
+    body_seconds: float = option(30.0, "how long a body may take, or 64 KiB of it for each of these seconds", low=0.1)
+    write_seconds: float = option(
+        60.0, "how long a client may take for its answer, or 32 KiB of it for each of these seconds", low=0.1
+    )
 
     def __post_init__(self) -> None:
         check(self)

@@ -126,6 +126,15 @@ def test_requests_are_bounded_whatever_they_take(costs: Costs) -> None:
     admission.check()
 
 
+def test_who_is_refused_for_other_reasons_is_told_by_the_queue_too() -> None:
+    admission = door(clock=lambda: 0.0)
+    assert admission.later() == 1
+    for i in range(10):
+        admission.admit(str(i), ask(20), 0.0)
+    assert admission.later() == math.ceil(0.1 * admission.backlog)
+    assert admission.later() > math.ceil(0.1 * admission.backlog)  # one after the other
+
+
 @pytest.mark.parametrize(("waits", "retry"), [(601.0, 61), (10_000.0, 120)])
 def test_when_to_come_again_is_from_1_to_120_seconds(waits: float, retry: int) -> None:
     admission = door()

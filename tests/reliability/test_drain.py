@@ -97,6 +97,27 @@ def test_a_second_signal_waits_for_no_connection_either(serve: Callable[..., Ser
         assert server.process.wait(5.0) == 1
 
 
+def test_who_is_still_sending_is_told_so(serve: Callable[..., Served]) -> None:
+    server = serve()
+    with socket.create_connection(address(server.url)) as client:
+        head = b"POST /v1/images/generations HTTP/1.1\r\nhost: localhost\r\nx-request-id: mine\r\n"
+        client.sendall(head + b"content-length: 99\r\n\r\n{")
+        until(lambda: server.http.get("/ready").status_code == 200)  # it is taken in before this
+        server.signal(signal.SIGTERM)
+        client.settimeout(10)
+        said = b""
+        while data := client.recv(1 << 16):
+            said += data
+    lines, _, body = said.decode().partition("\r\n\r\n")
+    assert lines.startswith("HTTP/1.1 503 ")
+    headers = dict(line.lower().split(": ", 1) for line in lines.split("\r\n")[1:])
+    assert (headers["x-request-id"], headers["content-type"]) == ("mine", "application/json")
+    assert 1 <= int(headers["retry-after"]) <= 120
+    assert json.loads(body)["error"]["code"] == "engine_unavailable"
+    assert server.process.wait(10) == 0
+    assert "Traceback" not in server.log
+
+
 SLOW_FILES = """
 import sys, time
 if "stepbatch" in sys.orig_argv:

@@ -110,7 +110,8 @@ async def test_pickles_between_the_processes_are_not_read(
     starts.mkdir()
     sent = [pickled, not_text(), b"", b"\x81" * 10_000, pickled * 1000][: size(2, 5)]
     code = ENGINE.format(messages=sent, starts=str(starts))
-    monkeypatch.setattr(supervisor, "COMMAND", (sys.executable, "-c", code))
+    (tmp_path / "engine.py").write_text(code)
+    monkeypatch.setattr(supervisor, "COMMAND", (sys.executable, str(tmp_path / "engine.py")))
     engine = AsyncEngine(EngineConfig(model=ModelConfig(backend="fake", fake_step_ms=2)))
     await engine.start()
     try:

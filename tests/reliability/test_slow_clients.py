@@ -145,3 +145,55 @@ def test_who_does_not_read_holds_up_nobody(
             f"healthy p99 {1000 * p99(during):.0f} ms, {1000 * p99(without):.0f} ms without",
         )
     )
+
+
+def test_answers_that_are_not_read_have_a_bound(
+    serve: Callable[..., Served], size: Callable[[Any, Any], Any], note: Callable[[Finding], None]
+) -> None:
+    room, seconds = size(16, 256), size(6.0, 60.0)
+    server = serve(f"--max-answers-mb={room}", f"--write-seconds={seconds}")
+    large = {"size": "1856x1856", "num_inference_steps": 1}  # 13 MiB, in base64
+    assert server.generate(prompt="[noise]", **large).status_code == 200
+    held = resident_mb(server.pid)
+    answer, crowds = server.generate(), []
+    try:
+        while answer.status_code == 200 and len(crowds) < room:
+            crowd = Crowd(server.url, 1, post({"prompt": f"[noise] {len(crowds)}", **large}), reads=False)
+            crowds.append(crowd)
+            until(lambda crowd=crowd: crowd.answered() == 1, 60)
+            answer = server.generate()
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "overloaded")
+        assert int(answer.headers["retry-after"]) >= 1
+        assert server.http.get("/ready").status_code == 200
+        kept = resident_mb(server.pid) - held
+        assert kept < room + 64
+        until(lambda: server.generate().status_code == 200, seconds + 30)
+    finally:
+        for crowd in crowds:
+            crowd.close()
+    figure = f"429 from the {len(crowds) + 1}th on, {max(0.0, kept):.0f} MiB held of {room}; then let in again"
+    note(Finding(9, "answers that nobody reads", "13 MiB each, all different", "one client after the other", figure))
+
+
+def test_uploads_that_fall_silent_keep_no_prompt_out(serve: Callable[..., Served]) -> None:
+    server = serve("--max-uploads-mb=2", "--body-seconds=2")
+    head = b"POST /v1/images/edits HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: multipart/form-data; boundary=x\r\n"
+    part = b'--x\r\ncontent-disposition: form-data; name="image"; filename="x"\r\n\r\n'
+    upload = head + b"content-length: 1100000\r\n\r\n" + part + bytes(1_060_000)
+    files = {"image": ("x", bytes(1_100_000))}
+
+    def edit() -> tuple[int, str]:
+        answer = server.http.post("/v1/images/edits", data={"prompt": "a cat"}, files=files)
+        return answer.status_code, answer.json()["error"]["code"]
+
+    crowd = Crowd(server.url, 2, upload)
+    try:
+        for _ in range(100):  # in each of which the server takes 64 KiB from everybody
+            assert server.http.get("/health").status_code == 200
+        assert edit() == (429, "overloaded")
+        assert server.generate().status_code == 200
+        until(lambda: not crowd.left, 2 + SLACK)
+        assert all(b" 408 " in heard for heard in crowd.heard)
+    finally:
+        crowd.close()
+    assert edit() == (400, "invalid_value")

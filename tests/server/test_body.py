@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,6 +62,21 @@ def test_what_never_fits_is_told_apart_from_what_does_not_fit_now() -> None:
             share.take(1)
 
 
+def test_the_beginning_of_a_body_takes_no_room() -> None:
+    room = Room(10, free=4, later=lambda: 7)
+    with room.share() as share:
+        share.take(10)
+        assert read(room, b"123", b"4") == b"1234"
+        with pytest.raises(Overloaded) as caught:
+            read(room, b"123", b"45")
+        assert caught.value.retry_after == 7
+    with room.share() as share:
+        share.take(3)
+        read(room, b"123", b"45678901")  # seven of them take what is left
+        with pytest.raises(Overloaded):
+            read(room, b"123456789012")
+
+
 def test_what_is_taken_after_the_end_is_not_counted() -> None:
     room = Room(10)
     with room.share() as share:
@@ -92,7 +108,7 @@ class HeldEngine(DrawingEngine):
         return await super().outputs()
 
 
-def test_what_others_have_is_refused_for_now() -> None:
+def test_what_others_have_is_refused_for_now_but_a_prompt_is_not() -> None:
     engine = HeldEngine()
     app = make_app(engine, max_uploads_mb=1)
 
@@ -101,15 +117,20 @@ def test_what_others_have_is_refused_for_now() -> None:
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
 
             def ask() -> Awaitable[httpx.Response]:
-                files = {"image": ("x", blank(480))}
+                files = {"image": ("x", blank(576))}
                 return client.post("/v1/images/edits", data={"prompt": "a cat", "size": "64x64"}, files=files)
 
             first = asyncio.ensure_future(ask())
             while not engine.requests:
                 await asyncio.sleep(0.01)
             assert_error(await ask(), 429, "overloaded")
+            text = 60_000 * b" " + json.dumps({"prompt": "a cat", "size": "64x64"}).encode()  # there is less room
+            second = asyncio.ensure_future(client.post("/v1/images/generations", content=text))
+            while len(engine.requests) < 2:
+                assert not second.done()
+                await asyncio.sleep(0.01)
             engine.go.set()
-            assert (await first).status_code == 200
+            assert ((await first).status_code, (await second).status_code) == (200, 200)
             assert (await ask()).status_code == 200
 
     asyncio.run(run())

@@ -5,7 +5,7 @@ import json
 import socket
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,8 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from stepbatch.config import LimitsConfig
-from stepbatch.server.protocol import PIECE, InPieces, Protocol
+from stepbatch.server import protocol
+from stepbatch.server.protocol import LINGER_BYTES, MOST_LINGERING, PIECE, InPieces, Protocol
 from stepbatch.server.request_id import RequestIdMiddleware
 
 Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -30,7 +31,9 @@ class Site:
     """A server of one application, which counts: how many bodies were whole, how many answers were given up."""
 
     port: int = 0
+    sock: Any = None  # that listens
     state: ServerState = field(default_factory=ServerState)
+    lingering: set[Protocol] = field(default_factory=set)
     whole: int = 0
     given_up: int = 0
     large: bytes = bytes(LARGE)
@@ -64,10 +67,11 @@ async def serving(keep_alive: int = 5, **limits: Any) -> AsyncIterator[Site]:
 
     def connect() -> Protocol:
         given = LimitsConfig(**{**PATIENT, **limits})
-        return Protocol(given, config=config, server_state=site.state, app_state={})
+        return Protocol(given, site.lingering, config=config, server_state=site.state, app_state={})
 
     server = await asyncio.get_running_loop().create_server(connect, "127.0.0.1", 0)
-    site.port = server.sockets[0].getsockname()[1]
+    site.sock = server.sockets[0]
+    site.port = site.sock.getsockname()[1]
     try:
         yield site
     finally:
@@ -100,6 +104,14 @@ async def end(client: Client) -> bytes:
         said = await client[0].read()
     client[1].close()
     return said
+
+
+async def heard(client: Client) -> bytes:
+    """The same of one that may be hung up on without a word."""
+    try:
+        return await end(client)
+    except ConnectionError:
+        return b""
 
 
 async def answer(client: Client) -> tuple[int, dict[str, str], bytes]:
@@ -207,12 +219,29 @@ def test_a_body_of_a_head_request_has_its_time_too() -> None:
 
 def test_a_large_body_may_take_longer() -> None:
     async def test() -> None:
-        async with serving(body_seconds=0.2) as site:
-            size = 5 * (1 << 16)  # five seconds' worth
-            client = await say(site, POST.replace(b"10", b"%d" % size) + b"\r\n" + bytes(size - 1))
-            await asyncio.sleep(0.5)
-            client[1].write(b"x")
+        async with serving(body_seconds=0.4) as site:
+            size = 10 * (1 << 16)
+            client = await say(site, POST.replace(b"10", b"%d" % size) + b"\r\n")
+            for _ in range(10):
+                await asyncio.sleep(0.1)
+                client[1].write(bytes(1 << 16))
             assert (await answer(client))[2] == b"%d" % size
+
+    run(test)
+
+
+@pytest.mark.parametrize("trickle", [b"", b"x"])
+def test_what_has_come_of_a_body_buys_no_time(trickle: bytes) -> None:
+    async def test() -> None:
+        async with serving(body_seconds=0.3) as site:
+            size = 60 * (1 << 16)  # a minute's worth
+            client = await say(site, POST.replace(b"10", b"%d" % size) + b"\r\n" + bytes(size - 1000))
+            going_on = asyncio.ensure_future(refused(client, 408, "request_timeout"))
+            async with asyncio.timeout(10):
+                while not going_on.done():
+                    client[1].write(trickle)
+                    await asyncio.sleep(0.02)
+            await going_on
 
     run(test)
 
@@ -234,6 +263,50 @@ def test_what_is_left_of_a_body_after_its_answer_has_an_end() -> None:
             with pytest.raises(ConnectionError):
                 async with asyncio.timeout(20):
                     await go_on()
+
+    run(test)
+
+
+@pytest.mark.parametrize("every", [0.01, 0.3])
+def test_a_body_that_is_answered_before_its_end_is_not_read_for_long(every: float) -> None:
+    async def test() -> None:
+        async with serving() as site:
+            head = POST.replace(b"POST /", b"POST /early").replace(b"10", b"%d" % (1 << 40))
+            client = await say(site, head + b"\r\n")
+            assert (await answer(client))[0] == 200
+            (connection,) = site.state.connections
+            assert isinstance(connection, Protocol)
+            began = asyncio.get_running_loop().time()
+
+            async def go_on() -> None:
+                while True:
+                    client[1].write(bytes(1 << 16))
+                    await client[1].drain()
+                    await asyncio.sleep(every)
+
+            with pytest.raises(ConnectionError):
+                await asyncio.wait_for(go_on(), 20)
+            assert connection._connection.body_bytes < 2 * LINGER_BYTES
+            assert asyncio.get_running_loop().time() - began < 5
+
+    run(test)
+
+
+def test_who_has_no_answer_is_told_that_the_server_ends() -> None:
+    async def test() -> None:
+        async with serving() as site:
+            head = POST.replace(b"host: x\r\n", b"host: x\r\nx-request-id: mine\r\n")
+            client, other = await say(site, head + b"\r\n0123"), await say(site, POST + b"\r\n0123456789")
+            assert (await answer(other))[0] == 200
+            await until(lambda: site.whole == 1 and len(site.state.tasks) == 1)
+            for connection in list(site.state.connections):
+                assert isinstance(connection, Protocol)
+                connection.refuse_unanswered()
+            headers = await refused(client, 503, "engine_unavailable")
+            assert headers["x-request-id"] == "mine"
+            assert 1 <= int(headers["retry-after"]) <= 120
+            other[1].write(POST + b"\r\n0123456789")
+            assert (await answer(other))[0] == 200
 
     run(test)
 
@@ -306,6 +379,21 @@ def test_one_connection_too_many_is_told_so_and_there_is_room_again() -> None:
     run(test)
 
 
+def test_of_many_too_many_few_linger() -> None:
+    async def test() -> None:
+        async with serving(max_connections=1) as site:
+            await say(site, b"")
+            await until(lambda: len(site.state.connections) == 1)
+            clients = [await say(site, b"") for _ in range(MOST_LINGERING + 20)]
+            await until(lambda: len(site.lingering) == MOST_LINGERING)
+            said = [await heard(client) for client in clients]
+            assert sum(b" 503 " in words for words in said) == MOST_LINGERING
+            assert said.count(b"") == 20
+            await until(lambda: not site.lingering)
+
+    run(test)
+
+
 def test_who_is_refused_and_does_not_hang_up_is_hung_up_on() -> None:
     async def test() -> None:
         async with serving(header_seconds=0.1) as site:
@@ -345,6 +433,27 @@ def test_who_reads_slowly_gets_it_all() -> None:
                 said += await reader.readexactly(LARGE // 10)
             said += await reader.read()
             assert said.partition(b"\r\n\r\n")[2] == site.large
+
+    run(test)
+
+
+def test_who_reads_a_piece_now_and_then_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "ANSWER_RATE", 1 << 20)
+
+    async def test() -> None:
+        async with serving(write_seconds=0.6) as site:
+            site.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)
+            sock = socket.create_connection(("127.0.0.1", site.port))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
+            sock.setblocking(False)
+            sock.send(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n")
+            read = 0
+            with sock, suppress(ConnectionError):
+                while read < LARGE:
+                    await asyncio.sleep(0.1)
+                    with suppress(BlockingIOError):
+                        read += len(sock.recv(PIECE // 2))  # so that each piece is gone in time
+            assert 2 * PIECE < read < LARGE
 
     run(test)
 

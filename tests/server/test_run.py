@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import signal
 import socket
 import sqlite3
@@ -18,7 +19,7 @@ import pytest
 from tests.forked import Forked
 
 from stepbatch.errors import SetupError
-from stepbatch.server.run import bind
+from stepbatch.server.run import MOST_DESCRIPTORS, _allow_descriptors, bind
 
 from .support import RunningServer, within
 
@@ -142,6 +143,20 @@ def test_a_port_in_use_is_one_clear_line(server: RunningServer) -> None:
 def test_an_unknown_host_is_one_clear_line(host: str) -> None:
     with pytest.raises(SetupError, match=rf"can't listen on {re.escape(host)}:1: "):
         bind(host, 1)
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "wanted"),
+    [(1024, 1 << 20, MOST_DESCRIPTORS), (1024, 4096, 4096), (1024, resource.RLIM_INFINITY, MOST_DESCRIPTORS)],
+)
+def test_descriptors_are_had_for_those_who_are_refused_too(
+    soft: int, hard: int, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: now.append(limits))
+    _allow_descriptors(2000)
+    assert now == [(wanted, hard)]
 
 
 def test_a_port_can_be_taken_again_at_once() -> None:

@@ -118,6 +118,10 @@ class Admission:
             self._traffic.came(arrival, held.left, job.steps * pace.usual + self.costs.decode_of([job]))
         return prediction
 
+    def later(self) -> int:
+        """In how many seconds somebody is to come again who was refused for want of anything but time."""
+        return self._retry(ROOM * self.backlog)
+
     def done(self, predicted: Prediction | None, seconds: float) -> None:
         """Take note of what a request has taken. What the forecast can't know shows there: who else comes, for one."""
         if predicted and predicted.total > 0:

@@ -21,7 +21,8 @@ from stepbatch.engine.messages import FromEngine
 from stepbatch.errors import EngineUnavailable, SetupError
 from stepbatch.server import handlers
 from stepbatch.server.access import AccessMiddleware, Keys, own_hosts
-from stepbatch.server.body import Room
+from stepbatch.server.answers import Answers, CountAnswers
+from stepbatch.server.body import FREE_BYTES, Room
 from stepbatch.server.fields import EDITS, GENERATIONS, VIDEOS, idle_fields
 from stepbatch.server.files import FileStore
 from stepbatch.server.generate import ImageRoutes
@@ -43,8 +44,9 @@ def create_app(engine: AsyncEngine, config: ServerConfig) -> FastAPI:
     files, metrics, threads = FileStore(config.http.url_ttl_seconds), Metrics(engine), Threads()
     keys, hosts = Keys(config.access.api_key), own_hosts(config.access, config.http)
     idle = idle_fields(engine.config.batching, keyed=bool(keys))
-    room = Room(config.limits.max_uploads_mb << 20)
-    images = ImageRoutes(engine, files, metrics, threads, config.limits, room, idle)
+    room = Room(config.limits.max_uploads_mb << 20, FREE_BYTES, engine.admission.later)
+    answers = Answers(config.limits.max_answers_mb << 20, engine.admission.later)
+    images = ImageRoutes(engine, files, metrics, threads, config.limits, room, answers, idle)
     jobs = VideoJobs(engine, _video_store(config.videos), metrics, threads) if engine.info.makes_videos else None
     videos = VideoRoutes(engine, jobs, metrics, threads, config.limits, room, idle)
     pages = Pages(engine, files, metrics, config.limits)
@@ -70,6 +72,7 @@ def create_app(engine: AsyncEngine, config: ServerConfig) -> FastAPI:
         title="stepbatch", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan
     )
     handlers.install(app)
+    app.add_middleware(CountAnswers, answers=answers)
     app.add_middleware(AccessMiddleware, keys=keys, hosts=hosts)
     app.add_middleware(RequestIdMiddleware)  # the last comes first
     idempotency = Idempotency(config.http.idempotency_seconds, config.limits.max_upload_bytes)

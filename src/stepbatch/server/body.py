@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -14,12 +14,22 @@ from stepbatch.race import done_before
 
 T = TypeVar("T")
 
+FREE_BYTES = 1 << 16  # of each body, that take no room: all that uploads take leaves a text its place
+
 
 class Room:
-    """Memory for what clients have sent, all of them together, until it is answered; ``size`` is in bytes."""
+    """Memory for what clients have sent, all of them together, until it is answered.
 
-    def __init__(self, size: int) -> None:
+    Args:
+        size: Bytes.
+        free: Bytes of each body that take no room. What they come to is bounded by how many clients may be connected.
+        later: In how many seconds who is refused should come again.
+    """
+
+    def __init__(self, size: int, free: int = 0, later: Callable[[], int] = lambda: 1) -> None:
         self.size = size
+        self.free = free
+        self._later = later
         self.taken = 0  # bytes
         self._lock = threading.Lock()  # bodies come in on the event loop; what they are decoded to, in a thread
 
@@ -41,7 +51,7 @@ class Room:
             if share.taken + size > self.size:
                 raise PayloadTooLarge(f"a request and its images, decoded, must have at most {self.size} bytes")
             if self.taken + size > self.size:
-                raise Overloaded("too many uploads are being worked on")
+                raise Overloaded("too many uploads are being worked on", retry_after=self._later())
             self.taken += size
             share.taken += size
 
@@ -73,7 +83,7 @@ async def read_body(request: Request, limit: int, share: Share) -> bytes:
 
 
 async def chunks(request: Request, limit: int, share: Share) -> AsyncGenerator[bytes, None]:
-    """The body as it comes, ``limit`` bytes of it at most, each chunk taken from the room.
+    """The body as it comes, ``limit`` bytes of it at most, all but what is free taken from the room.
 
     Raises:
         PayloadTooLarge: it is longer, by its own account or as it comes.
@@ -90,7 +100,7 @@ async def chunks(request: Request, limit: int, share: Share) -> AsyncGenerator[b
             size += len(chunk)
             if size > limit:
                 raise too_large
-            share.take(len(chunk))
+            share.take(min(len(chunk), max(0, size - share.room.free)))
             yield chunk
     except ClientDisconnect:
         raise RequestCancelled("the client went away") from None

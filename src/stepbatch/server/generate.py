@@ -13,9 +13,12 @@ from starlette.responses import Response
 
 from stepbatch.config import LimitsConfig
 from stepbatch.engine.client import AsyncEngine
+from stepbatch.engine.handle import Handle
 from stepbatch.engine.messages import Output
 from stepbatch.errors import InternalError, InvalidValue, RequestCancelled, RequestError
+from stepbatch.request import GenerationRequest
 from stepbatch.server.access import by_key
+from stepbatch.server.answers import Answers
 from stepbatch.server.body import Room, Share, read_body, unless_gone
 from stepbatch.server.edits import check_before_decoding, form_limits, parse_edit, with_images
 from stepbatch.server.files import FileStore
@@ -39,6 +42,7 @@ class ImageRoutes:
         threads: Threads,
         limits: LimitsConfig,
         room: Room,
+        answers: Answers,
         idle: tuple[str, ...],
     ) -> None:
         self.engine = engine
@@ -47,6 +51,7 @@ class ImageRoutes:
         self.threads = threads
         self.limits = limits
         self.room = room
+        self.answers = answers
         self._idle = idle  # fields without effect
 
     async def generations(self, request: Request) -> Response:
@@ -79,6 +84,7 @@ class ImageRoutes:
         code = InternalError.code
         try:
             self.engine.check()  # what is refused costs nothing more
+            self.answers.check()
             with self.room.share() as share:
                 response = await self._answer(request, await read(request, share))
             code = "ok"
@@ -94,12 +100,18 @@ class ImageRoutes:
 
     async def _answer(self, request: Request, wanted: ImageRequest) -> Response:
         submitted = time.monotonic()
+        self.answers.check()
         try:
             handle = self.engine.submit(by_key(request, wanted.generation))
-            outputs = await unless_gone(request, handle.outputs())
+            with self.answers.promise(_pixel_bytes(handle.request)):
+                outputs = await unless_gone(request, handle.outputs())
+                return await self._write(request, wanted, handle, outputs, time.monotonic() - submitted)
         except InvalidValue as error:
             raise wanted.blame(error) from None
-        seconds = time.monotonic() - submitted
+
+    async def _write(
+        self, request: Request, wanted: ImageRequest, handle: Handle, outputs: Sequence[Output], seconds: float
+    ) -> Response:
         if handle.predicted:
             self.metrics.predicted(handle.predicted.total, seconds)
         fields = self._fields(wanted, outputs, seconds) | {"predicted": predicted(handle.predicted)}
@@ -148,3 +160,9 @@ class ImageRoutes:
                 "decode": round(max(t.decode for t in times), 6),
             },
         }
+
+
+def _pixel_bytes(request: GenerationRequest) -> int:
+    """How much memory a resolved request's pictures take before they are files."""
+    assert request.width and request.height
+    return request.n * request.width * request.height * 3

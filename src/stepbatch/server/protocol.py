@@ -22,7 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from stepbatch import logs
 from stepbatch.config import LimitsConfig
-from stepbatch.errors import HeadersTooLarge, RequestError, RequestTimeout, TooManyConnections
+from stepbatch.errors import EngineUnavailable, HeadersTooLarge, RequestError, RequestTimeout, TooManyConnections
 from stepbatch.server.handlers import error_response
 from stepbatch.server.request_id import new_request_id
 
@@ -30,9 +30,12 @@ PIECE = 1 << 16  # bytes of an answer that are written at once
 READ_BYTES = 1 << 12  # at once: asyncio's 256 KiB can be so many headers, or chunks of a byte, that all others wait
 READ_BODY_BYTES = 1 << 16  # of a body that isn't in chunks, which takes no reading
 BODY_RATE = 1 << 16  # bytes of a body, a second, at which it never runs into its deadline
+ANSWER_RATE = BODY_RATE // 2  # below which an answer does; at twice as much it doesn't, though the kernel goes by leaps
 MAX_CHUNKS = 1024  # of a chunked body, and one more for each
 SMALL_CHUNK = 256  # bytes of it: to read one of a byte takes as long as one of thousands
 LINGER_SECONDS = 1.0  # for a client that was refused to hang up, as it may lose the answer if we do first
+LINGER_BYTES = 1 << 20  # that are read, and thrown away, of a body that is answered before its end
+MOST_LINGERING = 64  # clients beyond those that may be connected; more are hung up on without a word
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER's: what the kernel still holds for the client goes too
 
 log = logging.getLogger(__name__)
@@ -43,18 +46,24 @@ class Protocol(H11Protocol):
 
     Args:
         limits: How much may come, and how slowly.
+        lingering: The connections, of all, that were one too many and are still open.
         options: uvicorn's.
     """
 
-    def __init__(self, limits: LimitsConfig, **options: Any) -> None:
+    def __init__(self, limits: LimitsConfig, lingering: set[Protocol], **options: Any) -> None:
         super().__init__(**options)
         self.limits = limits
+        self._lingering = lingering
         self.conn = self._connection = _Connection(limits.max_header_bytes, self._on_event)
         self.app = InPieces(self.app)
         self._refused = False
         self._reading: asyncio.TimerHandle | None = None  # the deadline for what is to come in
         self._writing: asyncio.TimerHandle | None = None  # and for what is to be taken
-        self._body_began = 0.0  # on the loop's clock
+        self._body_mark = 0  # bytes of the body, since which its deadline runs
+        self._answered_at: int | None = None  # likewise: where it was when its answer was complete
+        self._stalled = 0.0  # on the loop's clock: since when the client takes nothing
+        self._waited = 0.0  # seconds that the client has let us wait
+        self._taken_mark = 0  # bytes that were sent, since which that is counted
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         full = len(self.connections) >= self.limits.max_connections
@@ -63,7 +72,7 @@ class Protocol(H11Protocol):
         transport.set_write_buffer_limits(high=0)  # writing is paused while anything at all is held back
         if full:
             self.connections.discard(self)
-            self._refuse(TooManyConnections("too many clients are connected"))
+            self._refuse_one_too_many()
         else:
             self._await_head()
 
@@ -73,6 +82,8 @@ class Protocol(H11Protocol):
         if self.conn.their_state is h11.IDLE and self._reading is None:
             self._await_head()
         super().data_received(data)
+        if self._answered_at is not None and self._connection.body_bytes - self._answered_at > LINGER_BYTES:
+            self.transport.close()
         if self._is_idle:  # after the body of a request that was answered before: uvicorn no longer counts
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
@@ -85,6 +96,7 @@ class Protocol(H11Protocol):
         return self.conn.states == {h11.CLIENT: h11.IDLE, h11.SERVER: h11.IDLE} and not watched and not self._refused
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._lingering.discard(self)
         self._await_nothing()
         self._nothing_to_take()
         super().connection_lost(exc)
@@ -99,11 +111,35 @@ class Protocol(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._writing = self.loop.call_later(self.limits.write_seconds, self._not_taken)
+        self._stalled = self.loop.time()
+        self._writing = self.loop.call_later(self.limits.write_seconds - self._waited, self._not_taken)
 
     def resume_writing(self) -> None:
         self._nothing_to_take()
+        self._waited += self.loop.time() - self._stalled
+        if self._connection.sent_bytes - self._taken_mark >= ANSWER_RATE * self.limits.write_seconds:
+            self._begin_to_take()
         super().resume_writing()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.conn.states == {h11.CLIENT: h11.SEND_BODY, h11.SERVER: h11.DONE}:
+            self._await_nothing()
+            self._answered_at = self._connection.body_bytes
+            self._reading = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+    def refuse_unanswered(self) -> None:
+        """Answer a request that has no answer yet, because the server is about to end."""
+        if self.cycle is not None and not self.cycle.response_started and not self._refused:
+            self._refuse(EngineUnavailable("the server is shutting down"))
+
+    def _refuse_one_too_many(self) -> None:
+        if len(self._lingering) >= MOST_LINGERING:
+            self._refused = True
+            self._reset()
+            return
+        self._lingering.add(self)
+        self._refuse(TooManyConnections("too many clients are connected"))
 
     def _read_at_once(self, most: int) -> None:
         cast(Any, self.transport).max_size = most
@@ -112,15 +148,29 @@ class Protocol(H11Protocol):
         if isinstance(event, h11.Request):
             if not any(name == b"transfer-encoding" for name, _ in event.headers):
                 self._read_at_once(READ_BODY_BYTES)
-            self._await_nothing()
-            self._body_began = self.loop.time()
-            self._reading = self.loop.call_later(self.limits.body_seconds, self._body_is_late)
+            self._await_body()
+            self._begin_to_take()
+        elif isinstance(event, h11.Data):
+            some = self._connection.body_bytes - self._body_mark >= BODY_RATE * self.limits.body_seconds
+            if some and self._answered_at is None:
+                self._await_body()
         elif isinstance(event, h11.EndOfMessage):
             self._await_nothing()
+            self._answered_at = None
             self._read_at_once(READ_BYTES)
 
     def _await_head(self) -> None:
         self._reading = self.loop.call_later(self.limits.header_seconds, self._head_is_late)
+
+    def _await_body(self) -> None:
+        """Wait for the body's end, or so much more of it that it may go on."""
+        self._await_nothing()
+        self._body_mark = self._connection.body_bytes
+        self._reading = self.loop.call_later(self.limits.body_seconds, self._body_is_late)
+
+    def _begin_to_take(self) -> None:
+        """Count anew how long the client lets us wait."""
+        self._waited, self._taken_mark = 0.0, self._connection.sent_bytes
 
     def _await_nothing(self) -> None:
         if self._reading is not None:
@@ -139,14 +189,8 @@ class Protocol(H11Protocol):
             self.transport.close()
 
     def _body_is_late(self) -> None:
-        # Beyond what any route takes, bytes buy no time: what is left of a body after its answer would never end.
-        bought = min(self._connection.body_bytes, self.limits.max_upload_bytes) / BODY_RATE
-        left = self._body_began + self.limits.body_seconds + bought - self.loop.time()
-        if left > 0:
-            self._reading = self.loop.call_later(left, self._body_is_late)
-        else:
-            seconds = f"{self.limits.body_seconds:g} s, and a second more for each {BODY_RATE >> 10} KiB of it"
-            self._refuse(RequestTimeout(f"the body must be there in {seconds}"))
+        seconds = f"{self.limits.body_seconds:g} s, or {BODY_RATE >> 10} KiB of it for each of them"
+        self._refuse(RequestTimeout(f"the body must be there in {seconds}"))
 
     def _not_taken(self) -> None:
         logs.event(log, "closed: the client does not read its answer")
@@ -202,6 +246,7 @@ class _Connection(h11.Connection):
         self.on_event = on_event
         self.fault: RequestError | None = None  # in our words, where next_event has raised
         self.body_bytes = 0  # so far
+        self.sent_bytes = 0  # of all answers
         self._chunks = 0  # of the body
         self.method = b""  # of the request that is read or answered
 
@@ -224,6 +269,11 @@ class _Connection(h11.Connection):
         if isinstance(event, h11.Event):
             self.on_event(event)
         return event
+
+    def send_with_data_passthrough(self, event: h11.Event) -> list[bytes] | None:
+        data = super().send_with_data_passthrough(event)
+        self.sent_bytes += sum(map(len, data or ()))
+        return data
 
     def start_next_cycle(self) -> None:
         super().start_next_cycle()

@@ -30,14 +30,16 @@ from stepbatch.server.access import check_access, with_all_keys
 from stepbatch.server.app import create_app
 from stepbatch.server.images import VIDEO_THREADS
 from stepbatch.server.logs import AccessLog
-from stepbatch.server.protocol import Protocol
+from stepbatch.server.protocol import MOST_LINGERING, Protocol
 
-BACKLOG = 2048
+BACKLOG = 512  # clients that wait to be connected; as many are, at once, before any of them is looked at
 M_MMAP_THRESHOLD = -3  # as malloc.h has it
 LARGE_BLOCK = 1 << 20  # bytes
 OTHER_DESCRIPTORS = 256  # open files and sockets that are no client's
+MOST_DESCRIPTORS = 1 << 16  # as many are asked for where the system gives them; more than that serves nobody
 KEEP_ALIVE_SECONDS = 20  # longer than clients keep idle connections, else they may send just as it is closed
 LAST_ANSWERS_SECONDS = 5  # how long answers may take to be written once their pictures are done
+LAST_WORD_SECONDS = 3.5  # until those without an answer are told that there will be none, and have time to read that
 HURRY_SECONDS = 4.0  # from a second signal to the end, whatever is still going on then
 
 log = logging.getLogger(__name__)
@@ -53,7 +55,7 @@ def run_server(server_config: ServerConfig, engine_config: EngineConfig) -> int:
         SetupError: the address can't be listened on, or not without a key, or the engine can't start.
     """
     set_up(server_config.log, "server")
-    _allow_descriptors(server_config.limits.max_connections + OTHER_DESCRIPTORS)
+    _allow_descriptors(server_config.limits.max_connections + MOST_LINGERING + BACKLOG + OTHER_DESCRIPTORS)
     _give_back_memory()
     server_config = replace(server_config, access=with_all_keys(server_config.access, os.environ))
     with bind(server_config.http.host, server_config.http.port) as sock:
@@ -92,17 +94,23 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Generator[None, None, None]:
         yield
 
+    def refuse_unanswered(self) -> None:
+        """Answer all who have no answer yet; uvicorn would cut them off with one of its own."""
+        for connection in list(self.server_state.connections):
+            cast(Protocol, connection).refuse_unanswered()
+
 
 def make_server(engine: AsyncEngine, config: ServerConfig) -> Server:
     """An HTTP server around a started engine, to be run on a socket of ours."""
     settings = uvicorn.Config(
         AccessLog(create_app(engine, config), config.log.log_prompts),
-        http=cast(type[asyncio.Protocol], partial(Protocol, config.limits)),  # it is only ever called
+        http=cast(type[asyncio.Protocol], partial(Protocol, config.limits, set())),  # it is only ever called
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,  # it has paths as callers wrote them
         server_header=False,
+        backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=LAST_ANSWERS_SECONDS,
     )
@@ -149,7 +157,9 @@ class _Run:
     async def _last_answers(self, server: Server, serving: asyncio.Future[None]) -> None:
         """Wait until what is done is written, for as long as that may take, or until somebody is in a hurry."""
         hurry = asyncio.ensure_future(self.hurrying.wait())
+        last_word = asyncio.get_running_loop().call_later(LAST_WORD_SECONDS, server.refuse_unanswered)
         await asyncio.wait((hurry, serving), return_when=asyncio.FIRST_COMPLETED)
+        last_word.cancel()
         server.force_exit = hurry.done()
         hurry.cancel()
         await serving
@@ -169,9 +179,13 @@ class _Run:
 
 
 def _allow_descriptors(count: int) -> None:
-    """Raise this process's own limit of open files and sockets, as far as the system's goes."""
+    """Raise this process's own limit of open files and sockets, as far as the system's goes, and warn below ``count``.
+
+    Clients that are refused have some too, until they are gone, so there are better more than ``count``.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    most = max(count, MOST_DESCRIPTORS)
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     if most < count:
