@@ -100,7 +100,7 @@ async def test_a_request_whose_connection_is_lost_is_made_once(
     server = serve("--fake-step-ms", "20", *keys)
     server.http.headers["authorization"] = f"Bearer {KEYS['anna']}"
     cutter, tasks = Cutter(server, seed=20), server.metric("event_loop_tasks")
-    async with await asyncio.start_server(cutter, "127.0.0.1") as proxy:
+    async with await asyncio.start_server(cutter, "127.0.0.1", backlog=1024) as proxy:
         url = f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
         async with client(url, "anna") as anna, client(server.url, "anna") as direct, client(server.url, "bob") as bob:
             names = [f"cat {i}" for i in range(count)]
