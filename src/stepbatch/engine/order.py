@@ -35,6 +35,10 @@ class Order:
         """The least key there is, with its number."""
         return self._places[0]
 
+    def place(self, job: Job) -> Place:
+        """Where a job is."""
+        return self._of[job.id]
+
     def put(self, job: Job, key: Key, number: int) -> bool:
         """Put in a job, or move it to where a new key belongs.
 

@@ -3,6 +3,10 @@
 A key is asked for when a job comes and whenever it has taken a step, and not as time passes, so that the order is kept
 and not sorted anew. That is less narrow than it sounds: what the keys of all share cancels out, so that "less a share
 of the seconds waited" is "plus that share of the arrival".
+
+A key that goes by ``now`` may grow while its job runs, as steps in company take longer than alone: then others come
+first, though nobody has come or left. Policies whose keys never do are listed in ``STEADY``; under any other, the
+scheduler asks what the keys will be in the end before it says that the next steps are all the same.
 """
 
 from __future__ import annotations
@@ -63,3 +67,5 @@ POLICIES: dict[str, Callable[[Job, Outlook], Key]] = {
     "srpt": srpt,
     "deadline": deadline,
 }
+
+STEADY = frozenset({"boost", "fcfs", "srpt"})  # whose keys never grow as a job runs

@@ -24,7 +24,7 @@ from stepbatch.config import BatchingConfig
 from stepbatch.engine.cost import UNKNOWN, Costs
 from stepbatch.engine.fairness import FairShares
 from stepbatch.engine.order import JobId, Order, Place
-from stepbatch.engine.policies import POLICIES, Outlook
+from stepbatch.engine.policies import POLICIES, STEADY, Outlook
 from stepbatch.engine.traffic import Traffic
 from stepbatch.engine.width import best_width, paces
 from stepbatch.request import MAX_OUTPUTS, Job, JobState
@@ -196,25 +196,41 @@ class Scheduler:
             now: Seconds on the clock of the jobs' arrivals.
         """
         if self._standing:
-            return self._begin(self._standing, self._decodes(self._standing))
+            return self._begin(self._standing, now)
         wait = math.inf
         for choice in self._choices():
             ready = self._ready(choice)
             if ready <= now:
-                return self._begin(choice, self._decodes(choice))
+                return self._begin(choice, now)
             wait = min(wait, ready - now)
         decode = self._decodes(None)
         return Plan(decode, wait=0.0 if decode else wait)
 
-    def _begin(self, choice: _Choice, decode: list[Job]) -> Plan:
+    def _begin(self, choice: _Choice, now: float) -> Plan:
+        decode = self._decodes(choice)
         encode = [job for job in choice.jobs if job.state is WAITING]
         for job in encode:
             job.to(JobState.ENCODING)
             self._begun.add(job.id)
             self._shares.begin(self._tags[job.id])
         self._standing = choice if choice.all_in else None
-        steps = min([job.steps - job.step for job in choice.jobs]) if self._standing else 1
+        steps = self._steps(choice, decode, encode, now) if self._standing else 1
         return Plan(decode, encode, list(choice.jobs), steps=steps)
+
+    def _steps(self, choice: _Choice, decode: list[Job], encode: list[Job], now: float) -> int:
+        """For how many steps a choice is the same if nobody comes: until one is through, or might go later."""
+        jobs, costs, order = choice.jobs, self.costs, choice.lane.order
+        steps = min([job.steps - job.step for job in jobs])
+        if steps == 1 or self.limits.scheduling_policy in STEADY:
+            return steps
+        now += costs.decode_of(decode) + sum(map(costs.encode_of, encode))
+        # at least what a step takes, and what it takes of a job alone: then a key that grows is greatest at the end
+        each = max(costs.step_of(jobs), *[self._pace(job.tokens, job.squares).alone for job in jobs])
+        while steps > 1 and any(
+            self._where(job, now + (steps - 1) * each, steps - 1) > order.place(job) for job in jobs
+        ):
+            steps //= 2
+        return steps
 
     def _choices(self) -> Iterator[_Choice]:
         """Those that could take the next step, the first in the order first."""
@@ -315,9 +331,9 @@ class Scheduler:
         """Put a job where it belongs; returns whether others may go before it now that did not."""
         return lane.order.put(job, *self._where(job, now))
 
-    def _where(self, job: Job, now: float) -> Place:
-        """The place that a job has in the order."""
-        pace, steps = self._pace(job.tokens, job.squares), job.steps - job.step
+    def _where(self, job: Job, now: float, taken: int = 0) -> Place:
+        """The place that a job has in the order, or will have when it has taken so many more steps."""
+        pace, steps = self._pace(job.tokens, job.squares), job.steps - job.step - taken
         decode = self.costs.decode.of(job.request.pixels)
         outlook = Outlook(
             steps * pace.alone + decode, now, self.limits.ageing, steps * pace.usual + decode, self._decay

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.bench.simulate.simulated import SERIAL, curve, kind, run
 
@@ -17,8 +17,11 @@ from stepbatch.bench.simulate.cluster import Course
 from stepbatch.config import BatchingConfig
 from stepbatch.engine import decode_time
 
-POLICIES = st.sampled_from(("boost", "fcfs", "srpt", "deadline"))
+NAMES = ("boost", "fcfs", "srpt", "deadline")
+POLICIES = st.sampled_from(NAMES)
 EIGHTHS = st.integers(0, 24).map(lambda value: value / 8)
+GAPS = st.just(0.0) | EIGHTHS
+SLACKS = st.none() | EIGHTHS  # of deadlines, over what a request takes alone
 
 
 def poisson(rate: float, count: int, seed: int) -> list[float]:
@@ -85,32 +88,49 @@ def test_what_cannot_be_on_time_is_dropped_before_it_begins() -> None:
     assert course.ended[2] == 20.0
 
 
+def test_who_becomes_late_in_company_goes_last_in_a_leap_too() -> None:
+    of = curve(base=0.0, per_token=1 / 16)  # a step takes a second alone, and two with two jobs
+    both = BatchingConfig(scheduling_policy="deadline", dynamic_batch_max_size=2, max_batch_tokens=10**9)
+    kinds = [kind(of, steps=steps, timeout=timeout) for steps, timeout in ((4, 6.0), (4, 7.0), (1, 12.0))]
+    for leaps in (True, False):
+        course = run(kinds, [0.0, 0.0, 0.0], of, both, leaps=leaps)
+        assert course.ended == [9.0, 8.0, 8.0]  # after three steps the first can't be on time any more
+
+
+@pytest.mark.parametrize("policy", NAMES)
+@settings(max_examples=200)
 @given(
-    policy=POLICIES,
     width=st.sampled_from((None, 1, 3)),
-    requests=st.lists(st.tuples(EIGHTHS, st.integers(1, 6), st.sampled_from((32, 64)), st.integers(1, 2)), max_size=14),
+    requests=st.lists(
+        st.tuples(GAPS, st.integers(1, 6), st.sampled_from((32, 64)), st.integers(1, 2), SLACKS), max_size=14
+    ),
+    base=st.sampled_from((0.25, 0.0)),
+    replicas=st.integers(1, 2),
     encode=st.sampled_from((0.0, 0.25)),
     decode=st.sampled_from((0.0, 0.125, 1.75)),
-    timeout=st.sampled_from((None, 2.0)),
 )
 def test_leaps_change_nothing(
     policy: Literal["boost", "fcfs", "srpt", "deadline"],
     width: int | None,
-    requests: list[tuple[float, int, int, int]],
+    requests: list[tuple[float, int, int, int, float | None]],
+    base: float,
+    replicas: int,
     encode: float,
     decode: float,
-    timeout: float | None,
 ) -> None:
-    of = curve(encode=encode, decode=decode)
+    of = curve(base, 1 / 64, encode, decode)
     tokens = None if width is None else 10**9
     limits = BatchingConfig(
         scheduling_policy=policy, ageing=0.25, dynamic_batch_max_size=width, max_batch_tokens=tokens
     )
-    kinds = [kind(of, steps=steps, side=side, n=n, timeout=timeout) for _, steps, side, n in requests]
+    kinds = []
+    for _, steps, side, n, slack in requests:
+        alone = kind(of, steps=steps, side=side).alone(of.costs)
+        kinds.append(kind(of, steps=steps, side=side, n=n, timeout=None if slack is None else alone + slack))
     times = list(accumulate(gap for gap, *_ in requests))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decode_time, "SLICE_SECONDS", 0.125)  # adds up without rounding
-        leapt, stepped = (run(kinds, times, of, limits, leaps=leaps, replicas=2) for leaps in (True, False))
+        leapt, stepped = (run(kinds, times, of, limits, leaps=leaps, replicas=replicas) for leaps in (True, False))
     assert str(leapt.ended) == str(stepped.ended)  # as text, where nan is nan
     assert (leapt.dropped, leapt.widths, leapt.busy) == (stepped.dropped, stepped.widths, stepped.busy)
 
