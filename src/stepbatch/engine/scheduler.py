@@ -140,8 +140,7 @@ class Scheduler:
         self._pace = paces(costs.step, self.limits, self.most_tokens)
         self._renew(now)
         timed = [job for job in self.denoising.values() if job.deadline is not None and job.id not in self._begun]
-        self._due = [self._due_of(job) for job in timed]
-        heapify(self._due)
+        self._due = sorted(map(self._due_of, timed))  # which is a heap
 
     def in_order(self) -> list[Job]:
         """All that wait or run, the one that goes before all others first."""
