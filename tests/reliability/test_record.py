@@ -21,7 +21,7 @@ def test_a_run_is_kept_and_a_later_one_replaces_what_it_tried(tmp_path: Path) ->
 def test_the_committed_run_has_tried_every_promise() -> None:
     rows = json.loads(RESULTS.read_text())["findings"]
     assert {row["number"] for row in rows} == set(range(1, PROMISES + 1))
-    assert all(row["load"] and row["figure"] and row["seconds"] > 0 for row in rows)
+    assert all(row["load"] and row["figure"] for row in rows)
 
 
 def test_the_document_has_the_committed_run() -> None:
