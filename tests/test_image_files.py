@@ -283,7 +283,7 @@ SEEDS = [
 changes = st.tuples(st.floats(0, 1), st.integers(0, 8), st.binary(max_size=8))
 
 
-@settings(max_examples=400)
+@settings(max_examples=150)
 @given(data=st.sampled_from(SEEDS), edits=st.lists(changes, max_size=5), mend=st.booleans(), end=st.floats(0, 2))
 def test_whatever_comes_is_read_or_refused(
     data: bytes, edits: list[tuple[float, int, bytes]], mend: bool, end: float

@@ -88,14 +88,14 @@ limits = st.builds(
 alone: dict[GenerationRequest, list[torch.Tensor]] = {}
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(visits=visits_of(requests), limits=limits)
 def test_batched_equals_alone(z_image_runner: TorchRunner, visits: list[Visit], limits: BatchingConfig) -> None:
     """Whatever the company, the limits, the joins and the cancels, a job's latents are those it has by itself."""
     assert worst_difference(z_image_runner, visits, limits) < TOLERANCE
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(visits=visits_of(videos), limits=limits)
 def test_batched_equals_alone_with_two_transformers(
     wan_runner: TorchRunner, visits: list[Visit], limits: BatchingConfig

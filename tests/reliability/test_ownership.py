@@ -104,7 +104,7 @@ async def test_every_picture_is_its_own(
     size: Callable[[int, int], int], note: Callable[[Finding], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The checker reads every picture; where it can't, and in a sample, the picture must be the one drawn alone."""
-    count, kills = size(36, 2000), size(1, 20)
+    count, kills = size(24, 2000), size(1, 20)
     monkeypatch.setattr(supervisor, "COMMAND", (sys.executable, str(Path(__file__).with_name("cramped.py"))))
     async with inside(CONFIG) as site:
         storm = Storm(site, different_scenes(count), kills)

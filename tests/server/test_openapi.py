@@ -47,7 +47,7 @@ def test_a_video_that_has_ended_is_as_documented(video_server: RunningServer) ->
 
 
 def fuzz(operation: Any) -> None:
-    @settings(max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=10, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(case=operation.as_strategy())
     def check(case: Any) -> None:
         if isinstance(case.body, dict) and "num_inference_steps" in case.body:

@@ -161,7 +161,7 @@ def test_images_go_by_the_name_of_their_field(images: tuple[InputImage, ...]) ->
     assert wanted.blame(InvalidValue("no", "width")).param == ("size" if images else "width")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.dictionaries(st.sampled_from([*FIELDS, *IGNORED_OPENAI]), likely | everything))
 def test_any_value_is_taken_or_refused_by_name(fields: dict[str, Any]) -> None:
     body = parse_json(json.dumps({"prompt": "a cat", **fields}).encode())

@@ -180,7 +180,7 @@ everything = st.recursive(
 likely = st.sampled_from(["64x64", "auto", "4", "0.5", "cpu", 1, 5, 9, 64, 0, 1.0, 0.25, False, True])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.dictionaries(st.sampled_from([*ROUTES[VIDEOS], *IGNORED_OPENAI]), likely | everything))
 def test_any_value_is_taken_or_refused_by_name(fields: dict[str, Any]) -> None:
     body = parse_json(json.dumps({"prompt": "a cat", **fields}).encode())

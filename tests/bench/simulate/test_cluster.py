@@ -98,7 +98,7 @@ def test_who_becomes_late_in_company_goes_last_in_a_leap_too() -> None:
 
 
 @pytest.mark.parametrize("policy", NAMES)
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(
     width=st.sampled_from((None, 1, 3)),
     requests=st.lists(

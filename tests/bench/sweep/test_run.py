@@ -200,6 +200,7 @@ def test_several_servers_share_the_load_and_may_say_themselves_where_they_listen
     assert 1 <= (summary.jobs_per_step or 0) <= 4
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_failures_make_the_status_1_and_timeouts_do_not(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--base-url", url, "--concurrencies", "2", "--num-prompts", "4"]
     assert sweep(*flags, "--extra-body", '{"prompt": "[raise-denoise]"}') == 1
@@ -210,6 +211,7 @@ def test_failures_make_the_status_1_and_timeouts_do_not(url: str, capsys: pytest
     assert "4 timed out" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_outputs_of_each_load_have_a_folder(url: str, tmp_path: Path) -> None:
     assert (
         sweep("--base-url", url, "--concurrencies", "1,2", "--num-prompts", "3", "--save-outputs", str(tmp_path)) == 0
