@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from statistics import fmean
+from statistics import fmean, median
 
 import msgspec
 
@@ -35,6 +35,7 @@ SCALES = (1 / 4, 1 / 2, 1.0, 2.0)  # of the default's sides
 WIDEST = 4  # defaults' worth of tokens in a step, of every size
 MOST_JOBS = 64  # in a step of the default's size, if so many seem to pay
 STEPS = 5  # of each size and width, of which the first doesn't count, unless the others were disturbed more
+DISTURBED = 1.5  # times what the first took, that is more than a machine's usual ups and downs
 STEPS_SHARE = 0.7  # of the time there is, for steps; the rest is for encoding and decoding
 SHARE = 0.05  # of the time there is, beyond which a size and width takes no third step
 CALL_STEPS = (2, 4)  # of whole calls, whose difference is what steps take
@@ -216,13 +217,14 @@ class _Probe:
         self.runner.encode(jobs)
         self.peak.begin()
         took: list[float] = []
-        for _ in range(min(STEPS, jobs[0].steps)):
-            took += self.runner.clock.time(lambda: self._launch(jobs), 1)
+        for number in range(min(STEPS, jobs[0].steps)):
+            members = jobs[::-1] if number % 2 else jobs  # packed anew, as when others come and go
+            took += self.runner.clock.time(partial(self._launch, members), 1)
             for job in jobs:
                 job.step += 1
             if (len(took) > 1 and sum(took) > self.share) or time.monotonic() > self.until:
                 break
-        self._note(jobs, min(took[0], _quiet(took[1:] or took)))
+        self._note(jobs, _usual(took))
         self.measured.step_memory.append(Sample(size=sum(job.tokens for job in jobs), cost=self.peak.bytes()))
         if len(jobs) == 1:
             self._decode(jobs)
@@ -374,6 +376,12 @@ def _sizes(info: ModelInfo) -> list[tuple[int, int]]:
     scales = [min(max(scale, least), most) for scale in SCALES]
     sizes = {of_area(width, height, round(width * height * scale**2), info.size_multiple) for scale in scales}
     return sorted(sizes, key=lambda size: size[0] * size[1])
+
+
+def _usual(seconds: Sequence[float]) -> float:
+    """Of equal steps, what those after the first take, unless most of them were disturbed, which the first shows."""
+    usual = median(seconds[1:] or seconds)
+    return seconds[0] if seconds[0] * DISTURBED < usual else usual
 
 
 def _quiet(seconds: Sequence[float]) -> float:
