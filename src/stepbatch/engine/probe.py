@@ -244,7 +244,7 @@ class _Probe:
         took = self.runner.clock.time(lambda: self.runner.decode(jobs), 1)
         if took[0] < self.share:  # once more, as the first sets things up
             took = self.runner.clock.time(lambda: self.runner.decode(jobs), 2)
-        self.measured.decodes.append(Sample(size=pixels, cost=_quiet(took)))
+        self.measured.decodes.append(Sample(size=pixels, cost=median(took)))
         self.measured.decode_memory.append(Sample(size=pixels, cost=max(0, self.peak.bytes() - held)))
 
     def _affords(self, known: Sequence[Sample], pixels: int, times: int) -> bool:
