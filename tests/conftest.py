@@ -26,8 +26,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# how long an example takes says something about the machine, not about the code; thirty of each find what a run can
-settings.register_profile("untimed", deadline=None, max_examples=30)
+# how long an example takes says something about the machine, not about the code; twenty of each find what a run can
+settings.register_profile("untimed", deadline=None, max_examples=20)
 settings.load_profile("untimed")
 
 

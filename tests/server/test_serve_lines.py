@@ -18,7 +18,7 @@ from stepbatch.bench.servers import Server
 
 NAMES = ["Qwen/Qwen-Image-2512", "Tongyi-MAI/Z-Image-Turbo", "black-forest-labs/FLUX.1-dev"]
 LINE = "serve --model-path {model} --backend diffusers --num-gpus 1 --port 0 --dit-layerwise-offload true"
-BATCHED = "--dynamic-batch-max-size 8 --dynamic-batch-delay-ms 5"
+BATCHED = "--dynamic-batch-max-size 8 --dynamic-batch-delay-ms 300"  # a busy machine sends four over some time
 SHRUNK = "--load-format dummy --dummy-size small"
 BURST = 4
 
