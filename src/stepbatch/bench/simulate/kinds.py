@@ -9,7 +9,7 @@ from stepbatch.bench.simulate.curves import Curve
 from stepbatch.engine.cost import Costs
 from stepbatch.engine.forecast import lengths
 from stepbatch.engine.scheduler import WIDEST
-from stepbatch.request import GenerationRequest
+from stepbatch.request import GenerationRequest, Job
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +48,8 @@ def make_kind(request: GenerationRequest, curve: Curve, goal: float | None = Non
         InvalidValue: the model can't serve it.
     """
     request, costs = request.resolve(curve.model), curve.costs
-    tokens = lengths(request, curve.model)
-    return Kind(request, tokens, len(tokens) * costs.prompt.each, costs.decode.of(request.pixels), goal)
+    job = Job("", 0, request, lengths(request, curve.model), 0.0)
+    return Kind(request, job.lengths, costs.encode_of(job), costs.decode_of([job]), goal)
 
 
 def pace(kinds: Sequence[Kind], weights: Sequence[float], costs: Costs, widest: int | None = None) -> float:
