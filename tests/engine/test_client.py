@@ -106,7 +106,7 @@ def kill(engine: AsyncEngine, number: signal.Signals = signal.SIGKILL) -> None:
 
 
 def starting_with(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-    """Have the engine process run ``code`` first; it can replace ``process.load``."""
+    """Have the engine process run ``code`` first; it can replace ``process.load_runner``."""
     script = f"import sys\nfrom stepbatch.engine import process\n{code}\nprocess.main(*sys.argv[1:])"
     monkeypatch.setattr(supervisor, "COMMAND", (sys.executable, "-c", script))
 
@@ -267,7 +267,7 @@ async def test_a_refused_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch,
         "from stepbatch.errors import CheckpointError\n"
         "def load(config): raise CheckpointError('no such checkpoint')\n"
-        "process.load = load",
+        "process.load_runner = load",
     )
     engine = AsyncEngine(config())
     with pytest.raises(SetupError, match=r"^no such checkpoint$"):
@@ -284,13 +284,13 @@ async def test_a_death_while_starting_is_told(monkeypatch: pytest.MonkeyPatch) -
 
 
 async def test_a_start_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    starting_with(monkeypatch, "import time; process.load = lambda config: time.sleep(60)")
+    starting_with(monkeypatch, "import time; process.load_runner = lambda config: time.sleep(60)")
     with pytest.raises(SetupError, match="said nothing"):
         await AsyncEngine(config(), Patience(load=0.5)).start()
 
 
 async def test_a_cancelled_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    starting_with(monkeypatch, "import time; process.load = lambda config: time.sleep(60)")
+    starting_with(monkeypatch, "import time; process.load_runner = lambda config: time.sleep(60)")
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.3):
             await AsyncEngine(config()).start()
@@ -412,13 +412,13 @@ import os, signal, sys
 from stepbatch.engine import process
 from stepbatch.engine.messages import Stats
 from stepbatch.errors import DeviceLost
-load = process.load
+load = process.load_runner
 def load_or_not(config):
     if os.path.exists({flag!r}):
         os.remove({flag!r})
         {fault}
     return load(config)
-process.load = load_or_not
+process.load_runner = load_or_not
 process.main(*sys.argv[1:])
 """
 
@@ -483,10 +483,14 @@ async def test_a_device_that_is_lost_at_the_start_ends_the_process_at_once(monke
 
 
 async def test_a_longer_first_start_gives_later_ones_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    starting_with(monkeypatch, "import time; load = process.load; process.load = lambda c: time.sleep(1) or load(c)")
+    starting_with(
+        monkeypatch, "import time; load = process.load_runner; process.load_runner = lambda c: time.sleep(1) or load(c)"
+    )
     async with running(patience=Patience(reload=0.1)) as (engine, _):
         kill(engine)
         await until(lambda: engine.restarts)
+        assert engine.restarts == 1
+        assert engine.ready
 
 
 async def test_what_can_not_be_dealt_with_ends_the_process_and_not_the_server(caplog: pytest.LogCaptureFixture) -> None:

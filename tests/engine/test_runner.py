@@ -13,7 +13,6 @@ from tests.recording import RecordingRunner, make_engine, run
 
 from stepbatch.config import BatchingConfig, EngineConfig, MemoryConfig, ModelConfig
 from stepbatch.engine import runner as runner_module
-from stepbatch.engine.backends import load_runner
 from stepbatch.engine.engine import Engine
 from stepbatch.engine.messages import Failure, FromEngine, Output, Submit
 from stepbatch.engine.meter import Encoded
@@ -23,7 +22,6 @@ from stepbatch.models.base import Embedding, Prompt
 from stepbatch.models.latents import Posterior
 from stepbatch.models.native import load_model
 from stepbatch.request import GenerationRequest, Job
-from stepbatch.testing import FakeRunner
 
 TOLERANCE = 1e-4
 WORDS = " ".join(f"w{i}" for i in range(60))
@@ -324,7 +322,3 @@ def test_a_request_id_can_be_used_again(z_image_runner: TorchRunner) -> None:
             engine.step()
         expected = run(make_engine(z_image_runner), [request])[0][0]
         assert (runner.final["same", 0] - expected).abs().max() < TOLERANCE
-
-
-def test_the_fake_is_a_runner_like_any_other() -> None:
-    assert isinstance(load_runner(EngineConfig(model=ModelConfig(backend="fake"))), FakeRunner)

@@ -9,8 +9,9 @@ from contextlib import suppress
 from typing import BinaryIO
 
 from stepbatch.config import EngineConfig, LogConfig
+from stepbatch.engine.backends import load_runner
 from stepbatch.engine.messages import Ready
-from stepbatch.engine.process import Link, load, serve
+from stepbatch.engine.process import Link, serve
 
 
 class EngineThread:
@@ -37,7 +38,7 @@ async def spawn(config: EngineConfig, log: LogConfig, address: str, record: Bina
 def _run(config: EngineConfig, address: str, record: int) -> None:
     link = Link(address, record)
     try:
-        runner = load(config)
+        runner = load_runner(config)
         link.send(Ready(runner.info))
         with suppress(SystemExit):
             serve(runner, config, link)

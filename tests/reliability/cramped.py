@@ -34,5 +34,5 @@ def load(config: EngineConfig) -> Runner:
 
 
 if __name__ == "__main__":
-    process.load = load
+    process.load_runner = load
     process.main(*sys.argv[1:])

@@ -41,7 +41,7 @@ def load(config):
     runner.decode_seconds = float(seconds or 0) if kind == "decode" else 0.0
     return runner
 
-process.load = load
+process.load_runner = load
 process.main(*sys.argv[1:])
 """
 

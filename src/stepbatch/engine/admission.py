@@ -92,7 +92,7 @@ class Admission:
         if self.waiting >= self._bounds.max_queue_requests:
             self.refused["queue_requests"] += 1
             waits = f"{self.waiting} pictures or videos wait, and {self._bounds.max_queue_requests} may"
-            raise Overloaded(waits, retry_after=self._retry(ROOM * self.backlog))
+            raise Overloaded(waits, retry_after=self.later())
 
     def admit(self, request_id: str, request: GenerationRequest, arrival: float) -> Prediction | None:
         """Let a resolved request in; returns what it can expect, as far as costs are known.

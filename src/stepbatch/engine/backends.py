@@ -1,15 +1,15 @@
-"""What ``--backend`` names: the runner that a configuration asks for."""
+"""What ``--backend`` names: the runner that a configuration asks for.
+
+What a backend needs is imported with it: torch and a model's family take seconds, and a fake model needs neither.
+"""
 
 from __future__ import annotations
 
 import logging
 
-import torch
-
 from stepbatch.config import EngineConfig
 from stepbatch.engine.engine import Runner
 from stepbatch.errors import NotNative
-from stepbatch.models.checkpoint import find_checkpoint
 from stepbatch.testing import FakeRunner
 
 log = logging.getLogger(__name__)
@@ -24,6 +24,8 @@ def load_runner(config: EngineConfig) -> Runner:
     if config.model.backend == "fake":
         return FakeRunner(config.model)
     if config.model.num_threads:
+        import torch
+
         torch.set_num_threads(config.model.num_threads)
     if config.model.backend == "diffusers":
         return _pipeline_runner(config)
@@ -37,7 +39,7 @@ def load_runner(config: EngineConfig) -> Runner:
 
 
 def _native_runner(config: EngineConfig) -> Runner:
-    from stepbatch.engine.runner import TorchRunner  # here, like the others: what isn't asked for would take seconds
+    from stepbatch.engine.runner import TorchRunner
     from stepbatch.models.native import load_model
 
     runner = TorchRunner(load_model(config), config.memory)
@@ -48,6 +50,7 @@ def _native_runner(config: EngineConfig) -> Runner:
 
 def _pipeline_runner(config: EngineConfig) -> Runner:
     from stepbatch.engine.pipeline_runner import PipelineRunner
+    from stepbatch.models.checkpoint import find_checkpoint
     from stepbatch.models.pipeline import Pipeline
 
     return PipelineRunner(Pipeline(config, find_checkpoint(config.model)))

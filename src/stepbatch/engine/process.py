@@ -22,6 +22,7 @@ import zmq
 
 from stepbatch.config import EngineConfig, LogConfig
 from stepbatch.engine.address import remove
+from stepbatch.engine.backends import load_runner
 from stepbatch.engine.cost import UNKNOWN, Costs
 from stepbatch.engine.engine import Engine, Runner
 from stepbatch.engine.messages import (
@@ -39,7 +40,6 @@ from stepbatch.engine.warmup import warm_up
 from stepbatch.errors import DeviceLost, SetupError
 from stepbatch.garbage import settle
 from stepbatch.logs import set_up
-from stepbatch.testing import FakeRunner
 
 log = logging.getLogger(__name__)
 
@@ -115,19 +115,10 @@ def serve(runner: Runner, config: EngineConfig, link: Link, costs: Costs = UNKNO
             link.pending(min(wait, HEARTBEAT_SECONDS))
 
 
-def load(config: EngineConfig) -> Runner:
-    """Make the runner that the configuration asks for; raises ``SetupError``."""
-    if config.model.backend == "fake":
-        return FakeRunner(config.model)
-    from stepbatch.engine.backends import load_runner  # here, because it brings in torch
-
-    return load_runner(config)
-
-
 def start(config: EngineConfig, link: Link) -> tuple[Runner, Costs]:
     """Load the model and find out what it costs; a refusal is told, and raises ``SystemExit``."""
     try:
-        runner = load(config)
+        runner = load_runner(config)
     except SetupError as error:
         link.send(Refused(str(error)))
         link.close(linger_seconds=5.0)

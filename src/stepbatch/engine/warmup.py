@@ -25,11 +25,9 @@ from stepbatch.engine.engine import Runner
 from stepbatch.engine.probe import Measured, probe
 
 OFF = "off"
-FAKE_SECONDS, FAKE_STEPS, FAKE_MOST = (
-    0.25,
-    12,
-    1.0,
-)  # for a fake model: so long, or as so many steps take, up to so long
+FAKE_SECONDS = 0.25  # that a fake model is measured for at least,
+FAKE_STEPS = 12  # or as long as so many of its steps take,
+FAKE_MOST = 1.0  # but no longer than this
 
 log = logging.getLogger(__name__)
 

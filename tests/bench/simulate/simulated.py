@@ -4,26 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from stepbatch.bench.simulate.cluster import Course, Fleet, Simulation
 from stepbatch.bench.simulate.curves import Curve
 from stepbatch.bench.simulate.kinds import Kind, make_kind
-from stepbatch.config import BatchingConfig
+from stepbatch.config import BatchingConfig, ModelConfig
 from stepbatch.engine.cost import Costs, LinearCost, StepCost
-from stepbatch.model_info import Defaults, Guidance, ModelInfo
+from stepbatch.model_info import Defaults, Guidance
 from stepbatch.request import GenerationRequest
+from stepbatch.testing import FakeRunner
 
 SERIAL = BatchingConfig(scheduling_policy="fcfs", dynamic_batch_max_size=1, max_batch_tokens=2**62)
 
-MODEL = ModelInfo(
-    id="made",
-    path="",
-    pipeline="",
-    device="cpu",
-    dtype="float32",
-    size_multiple=16,
-    min_side=16,
-    max_side=2048,
-    max_sequence_length=512,
+MODEL = msgspec.structs.replace(
+    FakeRunner(ModelConfig(backend="fake")).info,
     defaults=Defaults(width=64, height=64, num_inference_steps=4),
     uses=("negative_prompt", "true_cfg_scale", "max_sequence_length"),
     guidance=Guidance(field="true_cfg_scale", off=1.0, needs_negative=True),
