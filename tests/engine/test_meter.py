@@ -33,9 +33,9 @@ def job(side: int = 64, steps: int = 4, name: str = "a") -> Job:
 
 
 def work(meter: Meter, clock: Clock, kind: str, jobs: list[Job], seconds: float) -> None:
-    began = clock.mark()
+    meter.begin()
     clock.now += seconds
-    meter.done(kind, jobs, began, seconds)
+    meter.done(kind, jobs, seconds)
 
 
 def test_while_nothing_is_known_a_unit_may_take_long() -> None:
@@ -78,6 +78,7 @@ def test_units_that_the_device_is_still_at_are_not_news() -> None:
     meter = Meter(clock, KNOWN, whole_calls=False)
     for _ in range(50):
         work(meter, clock, "denoise", [job()], 9.0)
+    meter.idle()
     clock.now -= 1000
     assert meter.news() is None
     clock.now += 1000
@@ -93,23 +94,37 @@ def test_a_decoding_in_parts_counts_once() -> None:
     for _ in range(30):
         jobs = [job()]
         for _ in range(2):
-            began = clock.mark()
+            meter.begin()
             clock.now += 4.0
-            meter.paused(jobs, began, 4.0)
+            meter.paused(jobs, 4.0)
         work(meter, clock, "decode", jobs, 4.0)
         found = meter.news() or found
     assert found is not None
     assert found.decode.of(64 * 64) == pytest.approx(12.0, rel=0.05)
 
 
+def test_what_the_engine_does_after_a_unit_is_part_of_it_and_idling_is_not() -> None:
+    clock = Clock()
+    meter = Meter(clock, KNOWN, whole_calls=False)
+    for _ in range(25):
+        for _ in range(2):
+            work(meter, clock, "denoise", [job()], 8.0)
+            clock.now += 1.0  # until the next begins, or there is none
+        meter.idle()
+        clock.now += 500.0
+    found = meter.news()
+    assert found is not None
+    assert found.step.seconds(32, 512) == pytest.approx(9.0, rel=0.05)
+
+
 def test_what_was_in_a_cache_does_not_make_encoding_cheap() -> None:
     clock, one = Clock(), job()
     meter = Meter(clock, msgspec.structs.replace(KNOWN, prompt=LinearCost(each=0.5)), whole_calls=False)
     for number in range(40):
-        began = clock.mark()
+        meter.begin()
         new = number % 4 == 0
         clock.now += 0.7 if new else 0.001
-        meter.done("encode", [one], began, 0.0, Encoded(1 if new else 0, []))
+        meter.done("encode", [one], 0.0, Encoded(1 if new else 0, []))
     found = meter.news()
     assert found is not None
     assert found.prompt.of(1) == pytest.approx(0.7)

@@ -163,6 +163,7 @@ class Engine:
         self.scheduler.limit(self._limit.at(now))
         plan = self.scheduler.schedule(now)
         if not plan:
+            self._meter.idle()
             return plan.wait
         self._decode_all(plan)
         for job in self._run("encode", plan.encode, self.runner.encode):
@@ -259,7 +260,8 @@ class Engine:
             if not members:
                 continue
             self._announce(kind, members)
-            mark, began = self.runner.clock.mark(), time.monotonic()
+            self._meter.begin()
+            began = time.monotonic()
             made: list[object] = []
             error = self.attempt(partial(_into, made, work, members))
             seconds = time.monotonic() - began
@@ -269,9 +271,9 @@ class Engine:
             if error:
                 self._fail(members[0], error)
             elif kind == "decode" and not all(job.ended or job.id in self._pixels for job in members):
-                self._meter.paused(members, mark, seconds)
+                self._meter.paused(members, seconds)
             else:
-                self._meter.done(kind, members, mark, seconds, made[0])
+                self._meter.done(kind, members, seconds, made[0])
             for job in members:
                 if kind == "encode":
                     job.times.queue = began - job.arrival

@@ -35,8 +35,17 @@ class _Unit:
     encoded: Encoded | None = None
 
 
+class _Open(NamedTuple):
+    """A unit, or a part of one, that the host is done with, and that lasts until the next begins."""
+
+    unit: _Unit
+    began: Moment
+    whole: bool  # or the rest is to come
+
+
 class Meter:
-    """Times units of work and learns from them.
+    """Times units of work and learns from them. A unit lasts until the next begins: what the engine does after it
+    keeps the others waiting just as well.
 
     Args:
         clock: Of what computes.
@@ -49,6 +58,8 @@ class Meter:
         self._learning = Learning(costs, one_size=whole_calls)  # whose width goes by the flags, whatever they cost
         self._whole_calls = whole_calls
         self._units: deque[_Unit] = deque()
+        self._began: Moment = 0.0
+        self._open: _Open | None = None
         self._paused: _Unit | None = None
         self._longest: dict[Hashable, float] = {}  # seconds of a unit of this kind and size, by the host's clock
 
@@ -59,20 +70,30 @@ class Meter:
             return max(longest, predicted)
         return max(DOUBT * predicted, LEAST_SECONDS) if self._learning.costs.known else FIRST_SECONDS
 
-    def done(self, kind: str, jobs: Sequence[Job], began: Moment, seconds: float, made: object = None) -> None:
-        """A unit has been given to the device, all went well, and the host was at it for so many seconds."""
-        unit = self._unit(kind, jobs, began, seconds)
+    def begin(self) -> None:
+        """A unit begins, and with it ends the one before."""
+        self._began = self.clock.mark()
+        self._close(self._began)
+
+    def idle(self) -> None:
+        """There is nothing to do."""
+        if self._open:
+            self._close(self.clock.mark())
+
+    def done(self, kind: str, jobs: Sequence[Job], seconds: float, made: object = None) -> None:
+        """What began last has been given to the device, all went well, and the host was at it for so many seconds."""
+        unit = self._unit(kind, jobs, seconds)
         if isinstance(made, Encoded):
             unit = replace(unit, encoded=made)
-        self._units.append(unit)
+        self._open = _Open(unit, self._began, True)
         size = _size(kind, jobs)
         if len(self._longest) == MOST_SIZES:  # callers choose signatures, and must not fill the memory with them
             self._longest.clear()
         self._longest[size] = max(unit.host, self._longest.get(size, 0.0))
 
-    def paused(self, jobs: Sequence[Job], began: Moment, seconds: float) -> None:
+    def paused(self, jobs: Sequence[Job], seconds: float) -> None:
         """The same of a part of a decoding, which is to go on."""
-        self._paused = self._unit("decode", jobs, began, seconds)
+        self._open = _Open(self._unit("decode", jobs, seconds), self._began, False)
 
     def news(self) -> Costs | None:
         """What is known now, where it has changed; looks at the units that the device is through with."""
@@ -81,13 +102,23 @@ class Meter:
             self._learn(unit, max(sum(between(*span) for span in unit.spans), 1e-6))
         return self._learning.news()
 
-    def _unit(self, kind: str, jobs: Sequence[Job], began: Moment, seconds: float) -> _Unit:
-        spans, earlier = [(began, self.clock.mark())], self._paused
+    def _unit(self, kind: str, jobs: Sequence[Job], seconds: float) -> _Unit:
+        earlier = self._paused
         if kind == "decode" and earlier:
             self._paused = None
             if earlier.jobs == jobs:
-                return _Unit(kind, jobs, [*earlier.spans, *spans], earlier.host + seconds)
-        return _Unit(kind, jobs, spans, seconds)
+                return replace(earlier, host=earlier.host + seconds)
+        return _Unit(kind, jobs, [], seconds)
+
+    def _close(self, moment: Moment) -> None:
+        """The unit that is open has ended."""
+        if self._open:
+            unit = replace(self._open.unit, spans=[*self._open.unit.spans, (self._open.began, moment)])
+            if self._open.whole:
+                self._units.append(unit)
+            else:
+                self._paused = unit
+            self._open = None
 
     def _learn(self, unit: _Unit, seconds: float) -> None:
         kind, jobs = unit.kind, unit.jobs
