@@ -384,11 +384,11 @@ def filled(under_test: Scheduler, *jobs: Job) -> Scheduler:
     return under_test
 
 
-@pytest.mark.parametrize(("base", "width"), [(0.0, 1), (0.01, 30), (10.0, 50)])
+@pytest.mark.parametrize(("base", "width"), [(0.0, 1), (0.01, 18), (10.0, 50)])
 def test_a_step_is_as_wide_as_pays(base: float, width: int) -> None:
     costs = Costs(known=True, step=StepCost(base=base, per_token=0.01), prompt=PROMPT)
     under_test = filled(measured(costs), *(job(arrival=index) for index in range(50)))
-    assert len(under_test.schedule(50.0).denoise) == pytest.approx(width, abs=6)
+    assert len(under_test.schedule(50.0).denoise) == pytest.approx(width, abs=2)
     assert len(filled(measured(costs, max_batch_tokens=7), *(job() for _ in range(50))).schedule(0).denoise) == 7
     assert len(filled(measured(costs, dynamic_batch_max_size=2), *(job() for _ in range(9))).schedule(0).denoise) <= 2
 
@@ -471,7 +471,7 @@ def test_a_plan_stands_until_someone_comes_or_is_through() -> None:
     assert newcomer in under_test.schedule(2.0).denoise
 
 
-def test_decoding_takes_no_longer_than_the_step_that_waits_for_it() -> None:
+def test_decoding_takes_no_longer_than_two_of_the_steps_that_wait_for_it() -> None:
     def decodes(tokens: int, others: int) -> int:
         under_test = filled(measured(max_batch_tokens=1000), *(job(tokens, steps=1) for _ in range(8)))
         advance(under_test, under_test.schedule(0.0))
@@ -480,7 +480,7 @@ def test_decoding_takes_no_longer_than_the_step_that_waits_for_it() -> None:
 
     assert decodes(tokens=10, others=0) == 8  # nobody is kept waiting
     assert decodes(tokens=10, others=1) == 1  # two seconds a step, three a picture
-    assert decodes(tokens=100, others=1) == 3
+    assert decodes(tokens=100, others=1) == 7  # eleven seconds a step
 
 
 def test_what_cannot_be_on_time_is_told_once() -> None:

@@ -3,8 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepbatch.config import BatchingConfig
-from stepbatch.engine.cost import StepCost
-from stepbatch.engine.width import SHORT_OF_BEST, USUAL, WIDTHS, Pace, best_width, paces
+from stepbatch.engine.cost import Costs, LinearCost, StepCost
+from stepbatch.engine.width import SHORT_OF_BEST, USUAL, WIDTHS, Pace, best_width, paces, step_width
+from stepbatch.request import GenerationRequest, Job
 
 seconds = st.floats(0, 1)
 costs = st.builds(
@@ -49,6 +50,41 @@ def test_it_is_the_narrowest_that_does_nearly_the_most(cost: StepCost, tokens: l
 )
 def test_the_knee_of_equal_jobs(cost: StepCost, tokens: int, width: int) -> None:
     assert best_width(cost, squared([tokens] * 32)) == width
+
+
+def jobs(tokens: list[int], steps: int = 4) -> list[Job]:
+    request = GenerationRequest(prompt="x", width=64, height=64, num_inference_steps=steps, seed=0)
+    return [Job(str(number), 0, request, (one,), 0.0) for number, one in enumerate(tokens)]
+
+
+@given(costs, sizes, st.integers(0, 1000))
+def test_the_more_are_here_the_wider_steps_are_as_far_as_that_pays(
+    step: StepCost, tokens: list[int], more: int
+) -> None:
+    of, some = Costs(known=True, step=step, decode=LinearCost(each=0.1)), jobs(tokens)
+    few = step_width(of, some, len(some))
+    many = step_width(of, some, len(some) + more)
+    assert 1 <= few <= many <= best_width(step, squared(tokens))
+
+
+@pytest.mark.parametrize(
+    ("base", "here", "width"),
+    [
+        (0.02, 2, 1),  # two together take 2% less than one after the other, and the first would wait for the second
+        (0.02, 16, 2),  # for fourteen more that is worth it
+        (0.2, 2, 2),
+        (0.2, 8, 4),
+    ],
+)
+def test_jobs_share_a_step_where_enough_wait_for_them(base: float, here: int, width: int) -> None:
+    of = Costs(known=True, step=StepCost(base=base, per_token=1e-2))
+    assert step_width(of, jobs([100] * here), here) == width
+
+
+def test_what_takes_as_long_however_wide_steps_are_makes_width_less_worth_while() -> None:
+    step = StepCost(base=0.2, per_token=1e-2)
+    slow = Costs(known=True, step=step, decode=LinearCost(each=10.0))
+    assert step_width(slow, jobs([100] * 8), 8) < step_width(Costs(known=True, step=step), jobs([100] * 8), 8)
 
 
 def test_attention_of_long_sequences_is_paid_for_each_and_not_for_the_square_of_all() -> None:

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field
 
 from stepbatch.engine.cost import Costs
-from stepbatch.engine.scheduler import Plan
+from stepbatch.engine.scheduler import DECODE_STEPS, Plan
 from stepbatch.request import Job
 
 SLICE_SECONDS = 0.1  # that decoding may keep others waiting, even if a step takes less
@@ -17,7 +17,7 @@ ROUNDING = 1e-9  # seconds by which a slice may be over: what sums of seconds ar
 
 
 def decode_room(plan: Plan, costs: Costs, last_step: float = 0.0) -> float:
-    """Seconds that decoding may take before a plan's step: about as long as that; endless if it is short.
+    """Seconds that decoding may take before a plan's step: about twice as long as that; endless if it is short.
 
     What is left then pauses until the next step. In whole calls nothing pauses.
 
@@ -30,7 +30,7 @@ def decode_room(plan: Plan, costs: Costs, last_step: float = 0.0) -> float:
     if decode <= SLICE_SECONDS:
         return math.inf
     step = costs.step_of(plan.denoise) if costs.known else last_step
-    room = max(step, SLICE_SECONDS) if plan.denoise else SLICE_SECONDS
+    room = max(DECODE_STEPS * step, SLICE_SECONDS) if plan.denoise else SLICE_SECONDS
     return math.inf if decode <= room else room
 
 

@@ -1,7 +1,7 @@
 """Which jobs run: a data structure without torch or clocks.
 
 At every step the jobs are looked at in the order of the policy, running and waiting alike, and each that still fits the
-limits may take it; as many of them do as pays (``engine.width``). So a job that doesn't fit holds up nobody: others
+limits may take it; ``engine.width`` says how many of them do. So a job that doesn't fit holds up nobody: others
 that come later in the order fill the room it leaves. And they never hold it up either: as soon as those before it are
 done it fits, and whoever comes after it pauses, which costs nothing at a step boundary. A choice stands until a job
 comes, ends or is through its steps, since nothing else could change it.
@@ -26,7 +26,7 @@ from stepbatch.engine.fairness import FairShares
 from stepbatch.engine.order import JobId, Order, Place
 from stepbatch.engine.policies import POLICIES, STEADY, Outlook
 from stepbatch.engine.traffic import Traffic
-from stepbatch.engine.width import best_width, paces
+from stepbatch.engine.width import paces, step_width
 from stepbatch.request import MAX_OUTPUTS, Job, JobState
 
 PAUSE = 0.03  # after a call, of its seconds; at most the delay
@@ -34,6 +34,7 @@ LOOK_AHEAD = 256  # jobs that are looked at for those that fit
 WIDEST_UNKNOWN, WIDEST = 8, 64  # jobs in a step where nobody says: while costs aren't known, and once they are
 ENCODES_UNKNOWN, DECODES_UNKNOWN = 4, 2  # likewise, units between two steps
 WAITING = JobState.WAITING  # looking it up takes as long as all else that is asked of a job
+DECODE_STEPS = 2  # steps' time that decoding may take before one
 DOUBT = 0.9  # of what a job is predicted to take: a deadline that even this much misses is given up
 
 
@@ -45,9 +46,7 @@ class Plan:
     encode: list[Job] = field(default_factory=list)
     denoise: list[Job] = field(default_factory=list)
     wait: float = 0.0  # seconds until there will be something to do, where there is nothing now
-    steps: int = (
-        1  # for how many steps it would be the same, if nobody comes or leaves; only the first has others' units
-    )
+    steps: int = 1  # for which it would be the same, if nobody comes or leaves; only the first has others' units
 
     def __bool__(self) -> bool:
         return bool(self.denoise or self.decode)
@@ -239,7 +238,6 @@ class Scheduler:
     def _choose(self, lane: _Lane) -> _Choice:
         """Those of a lane that may share its step, as far as they fit and as it pays."""
         jobs: list[Job] = []
-        sizes: list[tuple[int, int]] = []
         most, room = self._most_jobs, self._room
         tokens = squares = 0
         all_in = True
@@ -258,12 +256,11 @@ class Scheduler:
                 encoded.add(job.request_id)
                 encoding += more
             jobs.append(job)
-            sizes.append((job.tokens, job.squares))
             tokens, squares = tokens + job.tokens, squares + job.squares
         full = len(jobs) == most or tokens + jobs[0].tokens > room or jobs[0].alone
         whole_call = lane.signature is not None  # of which the flags say how many share it, as people know them
         if self.costs.known and self.limits.max_batch_tokens is None and not whole_call:
-            width = best_width(self.costs.step, sizes)
+            width = step_width(self.costs, jobs, len(lane.order))
             full, jobs = full or width < len(jobs), jobs[:width]
         return _Choice(lane, jobs, full, all_in)
 
@@ -277,7 +274,10 @@ class Scheduler:
         return max(oldest + self._delay, until if paused == signature else -math.inf)
 
     def _decodes(self, choice: _Choice | None) -> list[Job]:
-        """What is decoded before this choice's step: as many as take no longer than it, but at least one."""
+        """What is decoded before this choice's step: as many as take ``DECODE_STEPS`` times as long, but one at least.
+
+        Who is nearly done goes first, and meanwhile newcomers gather for a wider step.
+        """
         if not self.decoding:
             return []
         most = self._most_decodes(choice)
@@ -294,7 +294,7 @@ class Scheduler:
             return DECODES_UNKNOWN
         if choice is None:
             return WIDEST
-        room, most = self.costs.step_of(choice.jobs), 0
+        room, most = DECODE_STEPS * self.costs.step_of(choice.jobs), 0
         for job in self.decoding.values():
             room -= self.costs.decode_of([job])
             if room < 0:

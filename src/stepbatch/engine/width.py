@@ -1,7 +1,8 @@
-"""How wide a step pays: the knee. Plain arithmetic on predicted seconds.
+"""How wide a step is to be. Plain arithmetic on predicted seconds.
 
 A wider step does more work a second, as long as something in a step is shared: launching it, reading weights, streaming
-them. Past that a wider step only makes its members wait for each other.
+them. Past that, the knee, a wider step only makes its members wait for each other. Before it they wait for each other
+too, and that is worth it where enough others wait for all of them.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 import math
 import sys
 from bisect import bisect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from stepbatch.config import BatchingConfig
-from stepbatch.engine.cost import LEAST_WORK, StepCost
+from stepbatch.engine.cost import LEAST_WORK, Costs, StepCost
+from stepbatch.request import Job
 
+TO_COME = 8  # for each job that is here: so many come while there is a queue, and wait as long as it is slow
 SHORT_OF_BEST = 0.01  # of the most work a second: the last percent isn't worth its wait
 USUAL = 4  # jobs in a step, at most, where many would pay: seldom do so many wait
 NEARLY = 0.02  # likewise, of the work a second that such a step does at best
@@ -24,13 +27,43 @@ WIDEST_CALL = 8  # jobs in a whole call, where nobody says
 REMEMBERED = 1024  # sizes
 
 
+def step_width(costs: Costs, jobs: Sequence[Job], here: int) -> int:
+    """How many of the jobs that could take a step should, for the shortest time from arrival to end; the knee at most.
+
+    All that are here, and those who come meanwhile, wait as long as an output takes of the machine; those in the step
+    are in it for as many outputs' time as it is wide. If few are here, narrow steps are better: two equal jobs that
+    take as long together as one after the other end later on average.
+
+    Args:
+        costs: What is known.
+        jobs: In the order in which they are served.
+        here: Jobs that wait or run, of which these are the first.
+    """
+    sizes = [(job.tokens, job.squares) for job in jobs]
+    rates = _rates(costs.step, sizes)
+    work = sum(job.steps * costs.step.work(*size) for job, size in zip(jobs, sizes, strict=True)) / len(jobs)
+    besides = costs.decode_of(jobs) / len(jobs)  # which takes as long however wide steps are
+    waits = [(TO_COME * here + width) * (work / rate + besides) for width, rate in enumerate(rates[: _knee(rates)], 1)]
+    return waits.index(min(waits)) + 1
+
+
 def best_width(cost: StepCost, sizes: Iterable[tuple[int, int]]) -> int:
-    """How many of the jobs that could take a step should: the fewest that do nearly as much a second as any more would.
+    """The knee: the fewest of the jobs that could take a step that do nearly as much a second as any more would.
 
     Args:
         cost: Of a step.
         sizes: Tokens of each job's sequences, and their squares, in the order in which the jobs are served.
     """
+    return _knee(_rates(cost, sizes))
+
+
+def _knee(rates: Sequence[float]) -> int:
+    enough = (1 - SHORT_OF_BEST) * max(rates)
+    return next(width for width, rate in enumerate(rates, 1) if rate >= enough)
+
+
+def _rates(cost: StepCost, sizes: Iterable[tuple[int, int]]) -> list[float]:
+    """The work a second of a step of the first of these sizes, of the first two, and so on."""
     least, per_token, per_square = max(cost.host, cost.streamed), cost.per_token, cost.per_square
     tokens = squares = 0
     work = 0.0
@@ -43,8 +76,7 @@ def best_width(cost: StepCost, sizes: Iterable[tuple[int, int]]) -> int:
         straight = cost.base + per_token * tokens + per_square * squares
         seconds = straight if straight > least else least
         rates.append(work / (seconds * cost.factor(tokens) if cost.factors else seconds))
-    enough = (1 - SHORT_OF_BEST) * max(rates)
-    return next(width for width, rate in enumerate(rates, 1) if rate >= enough)
+    return rates
 
 
 @dataclass(frozen=True, slots=True)
