@@ -332,8 +332,10 @@ class Job:
     steps: int = field(init=False)  # in all
     tokens: int = field(init=False)
     squares: int = field(init=False)  # of the lengths, added up
+    id: tuple[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.id = self.request_id, self.index
         self.steps = self.request.steps
         self.tokens = sum(self.lengths)
         self.squares = sum(length * length for length in self.lengths)
@@ -342,10 +344,6 @@ class Job:
     def deadline(self) -> float | None:
         """When the job is of no use any more, on the clock of ``arrival``."""
         return None if self.request.timeout is None else self.arrival + self.request.timeout
-
-    @property
-    def id(self) -> tuple[str, int]:
-        return self.request_id, self.index
 
     @property
     def seed(self) -> int:

@@ -82,11 +82,12 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
 
     def encode_of(self, job: Job) -> float:
         """Seconds of encoding a job's request, its prompts and its images, of which none was seen before."""
-        return self.prompt.each * prompts_of(job) + len(job.request.images) * self.image.of(job.request.pixels)
+        prompts, images = self.prompt.each * prompts_of(job), job.request.images
+        return prompts + len(images) * self.image.of(job.request.pixels) if images else prompts
 
     def decode_of(self, jobs: Iterable[Job]) -> float:
         """Seconds of decoding these jobs' outputs, one after the other."""
-        return sum(self.decode.of(job.request.pixels) for job in jobs)
+        return sum([self.decode.of(job.request.pixels) for job in jobs])
 
 
 UNKNOWN = Costs()

@@ -39,11 +39,12 @@ def step_width(costs: Costs, jobs: Sequence[Job], here: int) -> int:
         jobs: In the order in which they are served.
         here: Jobs that wait or run, of which these are the first.
     """
-    sizes = [(job.tokens, job.squares) for job in jobs]
-    rates = _rates(costs.step, sizes)
-    work = sum(job.steps * costs.step.work(*size) for job, size in zip(jobs, sizes, strict=True)) / len(jobs)
+    if len(jobs) == 1:
+        return 1
+    work, rates = _work_and_rates(costs.step, [(job.tokens, job.squares) for job in jobs])
+    steps = sum([job.steps * each for job, each in zip(jobs, work, strict=True)]) / len(jobs)
     besides = costs.decode_of(jobs) / len(jobs)  # which takes as long however wide steps are
-    waits = [(TO_COME * here + width) * (work / rate + besides) for width, rate in enumerate(rates[: _knee(rates)], 1)]
+    waits = [(TO_COME * here + width) * (steps / rate + besides) for width, rate in enumerate(rates[: _knee(rates)], 1)]
     return waits.index(min(waits)) + 1
 
 
@@ -54,7 +55,7 @@ def best_width(cost: StepCost, sizes: Iterable[tuple[int, int]]) -> int:
         cost: Of a step.
         sizes: Tokens of each job's sequences, and their squares, in the order in which the jobs are served.
     """
-    return _knee(_rates(cost, sizes))
+    return _knee(_work_and_rates(cost, sizes)[1])
 
 
 def _knee(rates: Sequence[float]) -> int:
@@ -62,21 +63,23 @@ def _knee(rates: Sequence[float]) -> int:
     return next(width for width, rate in enumerate(rates, 1) if rate >= enough)
 
 
-def _rates(cost: StepCost, sizes: Iterable[tuple[int, int]]) -> list[float]:
-    """The work a second of a step of the first of these sizes, of the first two, and so on."""
+def _work_and_rates(cost: StepCost, sizes: Iterable[tuple[int, int]]) -> tuple[list[float], list[float]]:
+    """The work of each of these sizes; and the work a second of a step of the first, of the first two, and so on."""
     least, per_token, per_square = max(cost.host, cost.streamed), cost.per_token, cost.per_square
     tokens = squares = 0
     work = 0.0
-    rates = []
+    works, rates = [], []
     for more_tokens, more_squares in sizes:  # what cost.work and cost.seconds say, written out: this is asked often
         tokens += more_tokens
         squares += more_squares
         more = per_token * more_tokens + per_square * more_squares
-        work += more if more > LEAST_WORK * more_tokens else LEAST_WORK * more_tokens
+        more = more if more > LEAST_WORK * more_tokens else LEAST_WORK * more_tokens
+        work += more
+        works.append(more)
         straight = cost.base + per_token * tokens + per_square * squares
         seconds = straight if straight > least else least
         rates.append(work / (seconds * cost.factor(tokens) if cost.factors else seconds))
-    return rates
+    return works, rates
 
 
 @dataclass(frozen=True, slots=True)
