@@ -22,7 +22,7 @@ from stepbatch.engine.engine import Engine, Tick
 from stepbatch.engine.forecast import Held, predict
 from stepbatch.engine.messages import FromEngine, Output, Submit
 from stepbatch.engine.meter import Meter
-from stepbatch.engine.scheduler import Plan
+from stepbatch.engine.plan import Plan
 from stepbatch.request import GenerationRequest, Job
 from stepbatch.testing import FakeRunner
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from stepbatch.config import BatchingConfig
 from stepbatch.engine.cost import Costs, LinearCost, StepCost
-from stepbatch.engine.scheduler import Plan, Scheduler
+from stepbatch.engine.plan import Plan
+from stepbatch.engine.scheduler import Scheduler
 from stepbatch.errors import GenerationFailed
 from stepbatch.image import InputImage
 from stepbatch.request import GenerationRequest, Job, JobState

@@ -38,7 +38,7 @@ class StepCost(msgspec.Struct, frozen=True, kw_only=True):
 
     def work(self, tokens: int, squares: int) -> float:
         """What these sequences add to a step that is wide already, seconds; never nothing."""
-        return max(self.per_token * tokens + self.per_square * squares, LEAST_WORK * tokens)
+        return max(self.per_token, LEAST_WORK) * tokens + self.per_square * squares
 
     def factor(self, tokens: int) -> float:
         """How much longer a step of so many tokens takes than the formula says."""
@@ -87,7 +87,8 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
 
     def decode_of(self, jobs: Iterable[Job]) -> float:
         """Seconds of decoding these jobs' outputs, one after the other."""
-        return sum([self.decode.of(job.request.pixels) for job in jobs])
+        pixels = [job.request.pixels for job in jobs]
+        return len(pixels) * self.decode.each + sum(pixels) * self.decode.per_unit
 
 
 UNKNOWN = Costs()

@@ -9,7 +9,8 @@ import math
 from dataclasses import dataclass, field
 
 from stepbatch.engine.cost import Costs
-from stepbatch.engine.scheduler import DECODE_STEPS, Plan
+from stepbatch.engine.plan import Plan
+from stepbatch.engine.scheduler import DECODE_STEPS
 from stepbatch.request import Job
 
 SLICE_SECONDS = 0.1  # that decoding may keep others waiting, even if a step takes less

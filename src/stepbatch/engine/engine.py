@@ -18,7 +18,8 @@ from stepbatch.engine.decode_time import decode_room
 from stepbatch.engine.memory import TokenLimit, tokens_within
 from stepbatch.engine.messages import Cancelled, Failure, FromEngine, Learned, Output, Progress, Stats, Submit, Unit
 from stepbatch.engine.meter import Encoded, Meter
-from stepbatch.engine.scheduler import Plan, Scheduler
+from stepbatch.engine.plan import Plan
+from stepbatch.engine.scheduler import Scheduler
 from stepbatch.engine.width import limits_of
 from stepbatch.errors import (
     REQUEST_ERRORS,

@@ -17,7 +17,8 @@ from stepbatch.config import BatchingConfig
 from stepbatch.engine.cost import Costs
 from stepbatch.engine.decode_time import Decoded, PredictedDecoding
 from stepbatch.engine.order import JobId
-from stepbatch.engine.scheduler import Plan, Scheduler
+from stepbatch.engine.plan import Plan
+from stepbatch.engine.scheduler import Scheduler
 from stepbatch.engine.width import Pace
 from stepbatch.model_info import ModelInfo
 from stepbatch.request import GenerationRequest, Job, JobState

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from heapq import heapify, heappop, heappush, merge
 from itertools import count, islice, product
 
@@ -24,6 +25,7 @@ from stepbatch.config import BatchingConfig
 from stepbatch.engine.cost import UNKNOWN, Costs
 from stepbatch.engine.fairness import FairShares
 from stepbatch.engine.order import JobId, Order, Place
+from stepbatch.engine.plan import Plan
 from stepbatch.engine.policies import POLICIES, STEADY, Outlook
 from stepbatch.engine.traffic import Traffic
 from stepbatch.engine.width import paces, step_width
@@ -36,20 +38,6 @@ ENCODES_UNKNOWN, DECODES_UNKNOWN = 4, 2  # likewise, units between two steps
 WAITING = JobState.WAITING  # looking it up takes as long as all else that is asked of a job
 DECODE_STEPS = 2  # steps' time that decoding may take before one
 DOUBT = 0.9  # of what a job is predicted to take: a deadline that even this much misses is given up
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """What one engine step does, in this order. ``denoise`` includes the jobs of ``encode``."""
-
-    decode: list[Job] = field(default_factory=list)
-    encode: list[Job] = field(default_factory=list)
-    denoise: list[Job] = field(default_factory=list)
-    wait: float = 0.0  # seconds until there will be something to do, where there is nothing now
-    steps: int = 1  # for which it would be the same, if nobody comes or leaves; only the first has others' units
-
-    def __bool__(self) -> bool:
-        return bool(self.denoise or self.decode)
 
 
 @dataclass(eq=False)
@@ -211,17 +199,17 @@ class Scheduler:
             job.to(JobState.ENCODING)
             self._begun.add(job.id)
             self._shares.begin(self._tags[job.id])
+        plan = Plan(decode, encode, list(choice.jobs))
         self._standing = choice if choice.all_in else None
-        steps = self._steps(choice, decode, encode, now) if self._standing else 1
-        return Plan(decode, encode, list(choice.jobs), steps=steps)
+        return replace(plan, holds=partial(self._steps, choice, plan, now)) if self._standing else plan
 
-    def _steps(self, choice: _Choice, decode: list[Job], encode: list[Job], now: float) -> int:
+    def _steps(self, choice: _Choice, plan: Plan, now: float) -> int:
         """For how many steps a choice is the same if nobody comes: until one is through, or might go later."""
         jobs, costs, order = choice.jobs, self.costs, choice.lane.order
         steps = min([job.steps - job.step for job in jobs])
         if steps == 1 or self.limits.scheduling_policy in STEADY:
             return steps
-        now += costs.decode_of(decode) + sum(map(costs.encode_of, encode))
+        now += costs.decode_of(plan.decode) + sum(map(costs.encode_of, plan.encode))
         # at least what a step takes, and what it takes of a job alone: then a key that grows is greatest at the end
         each = max(costs.step_of(jobs), *[self._pace(job.tokens, job.squares).alone for job in jobs])
         while steps > 1 and any(

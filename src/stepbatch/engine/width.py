@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 import sys
-from bisect import bisect
-from collections.abc import Callable, Iterable, Sequence
+from bisect import bisect, bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import accumulate
 
 from stepbatch.config import BatchingConfig
 from stepbatch.engine.cost import LEAST_WORK, Costs, StepCost
@@ -23,6 +24,7 @@ SHORT_OF_BEST = 0.01  # of the most work a second: the last percent isn't worth 
 USUAL = 4  # jobs in a step, at most, where many would pay: seldom do so many wait
 NEARLY = 0.02  # likewise, of the work a second that such a step does at best
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # that are tried where jobs are alike
+TRIED = (*range(1, 9), *range(10, 17, 2), *range(20, 33, 4), *range(40, 65, 8))  # and where they may not be
 WIDEST_CALL = 8  # jobs in a whole call, where nobody says
 REMEMBERED = 1024  # sizes
 
@@ -41,45 +43,50 @@ def step_width(costs: Costs, jobs: Sequence[Job], here: int) -> int:
     """
     if len(jobs) == 1:
         return 1
-    work, rates = _work_and_rates(costs.step, [(job.tokens, job.squares) for job in jobs])
-    steps = sum([job.steps * each for job, each in zip(jobs, work, strict=True)]) / len(jobs)
+    widths = [*TRIED[: bisect_left(TRIED, len(jobs))], len(jobs)]
+    rates, work = _rates(costs.step, [(job.tokens, job.squares) for job in jobs], widths)
+    each = sum([job.steps * one for job, one in zip(jobs, work, strict=True)]) / len(jobs)
     besides = costs.decode_of(jobs) / len(jobs)  # which takes as long however wide steps are
-    waits = [(TO_COME * here + width) * (steps / rate + besides) for width, rate in enumerate(rates[: _knee(rates)], 1)]
-    return waits.index(min(waits)) + 1
+    best, least = 1, math.inf
+    for width, rate in zip(widths, rates[: _knee(rates)], strict=False):
+        waits = (TO_COME * here + width) * (each / rate + besides)
+        if waits < least:
+            best, least = width, waits
+    return best
 
 
-def best_width(cost: StepCost, sizes: Iterable[tuple[int, int]]) -> int:
+def best_width(cost: StepCost, sizes: Sequence[tuple[int, int]]) -> int:
     """The knee: the fewest of the jobs that could take a step that do nearly as much a second as any more would.
 
     Args:
         cost: Of a step.
         sizes: Tokens of each job's sequences, and their squares, in the order in which the jobs are served.
     """
-    return _knee(_work_and_rates(cost, sizes)[1])
+    return _knee(_rates(cost, sizes, range(1, len(sizes) + 1))[0])
 
 
 def _knee(rates: Sequence[float]) -> int:
+    """The number of the first that is nearly as much as any, from one."""
     enough = (1 - SHORT_OF_BEST) * max(rates)
-    return next(width for width, rate in enumerate(rates, 1) if rate >= enough)
+    return next(number for number, rate in enumerate(rates, 1) if rate >= enough)
 
 
-def _work_and_rates(cost: StepCost, sizes: Iterable[tuple[int, int]]) -> tuple[list[float], list[float]]:
-    """The work of each of these sizes; and the work a second of a step of the first, of the first two, and so on."""
-    least, per_token, per_square = max(cost.host, cost.streamed), cost.per_token, cost.per_square
-    tokens = squares = 0
-    work = 0.0
-    works, rates = [], []
-    for more_tokens, more_squares in sizes:  # what cost.work and cost.seconds say, written out: this is asked often
-        tokens += more_tokens
-        squares += more_squares
-        more = per_token * more_tokens + per_square * more_squares
-        more = more if more > LEAST_WORK * more_tokens else LEAST_WORK * more_tokens
-        work += more
-        works.append(more)
-        straight = cost.base + per_token * tokens + per_square * squares
+def _rates(cost: StepCost, sizes: Sequence[tuple[int, int]], widths: Sequence[int]) -> tuple[list[float], list[float]]:
+    """The work a second of a step of so many of these sizes, for each of these widths; and the work of each size.
+
+    It is what ``cost.work`` and ``cost.seconds`` say, written out: this is asked often.
+    """
+    least, base, per_token, per_square = max(cost.host, cost.streamed), cost.base, cost.per_token, cost.per_square
+    per_work = max(per_token, LEAST_WORK)
+    works = [per_work * tokens + per_square * squares for tokens, squares in sizes]
+    rates = []
+    upto = list(zip(*(accumulate(column) for column in (*zip(*sizes, strict=True), works)), strict=True))
+    for width in widths:
+        tokens, squares, work = upto[width - 1]
+        straight = base + per_token * tokens + per_square * squares
         seconds = straight if straight > least else least
         rates.append(work / (seconds * cost.factor(tokens) if cost.factors else seconds))
-    return works, rates
+    return rates, works
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from stepbatch.config import BatchingConfig
 from stepbatch.engine.cost import Costs
 from stepbatch.engine.decode_time import PredictedDecoding
-from stepbatch.engine.scheduler import Plan, Scheduler
+from stepbatch.engine.plan import Plan
+from stepbatch.engine.scheduler import Scheduler
 from stepbatch.errors import DeadlineExceeded
 from stepbatch.request import Job, JobState
 
