@@ -1,12 +1,13 @@
 """What the scheduler's choices come to: widths that it finds by itself beside fixed ones, and the policies.
 
-Run with: python benchmarks/scheduling.py [--model-path DIR] [--quick] [--requests N] [--output FILE]
+Run with: python benchmarks/scheduling.py [--model-path DIR] [--quick] [--requests N] [--rounds N] [--output FILE]
 
 Widths: on four workloads, each fixed width's closed-loop throughput, then all of them and ``auto`` in an open loop with
 the same arrivals, at three loads of the best one's throughput. A width that can't keep up is left out. Policies: mixed
 steps at a load of 0.8, each policy against first come, first served, at the same widths.
 
 The engine runs in this process, without a server: what is measured is the scheduler. Costs are probed at the start.
+Settings take turns, and each figure is the median of its rounds: the best of several is otherwise the luckiest.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import json
 import random
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -53,13 +55,14 @@ SEED = 2026
 class Settings:
     """How much is measured."""
 
-    requests: int = 40
+    requests: int = 24
+    rounds: int = 3
     in_flight: int = 20
     threads: int = 1
     probe_seconds: float = 20.0
 
 
-QUICK = Settings(requests=4, in_flight=4, probe_seconds=2.0)
+QUICK = Settings(requests=4, rounds=1, in_flight=4, probe_seconds=2.0)
 
 
 def workloads(count: int) -> dict[str, list[GenerationRequest]]:
@@ -107,36 +110,48 @@ class Contest:
     def widths(self, name: str, requests: Sequence[GenerationRequest]) -> dict[str, Any]:
         """Every fixed width, and auto, at every load."""
         limits = {str(width): _fixed(width) for width in WIDTHS} | {"auto": BatchingConfig()}
-        capacity = {width: self._serve(one, requests, None).rate for width, one in limits.items()}
+        capacity = {width: figures["rate"] for width, figures in self._measure(limits, requests, None).items()}
         best = max(rate for width, rate in capacity.items() if width != "auto")
         self.progress(f"{name}: " + ", ".join(f"{width} {rate:.2f}/s" for width, rate in capacity.items()))
         loads: dict[str, dict[str, Any]] = {}
         for load in LOADS:
             arrivals = poisson(load * best, len(requests), SEED)
             able = {width: one for width, one in limits.items() if capacity[width] > load * best or width == "auto"}
-            served = {width: self._serve(one, requests, arrivals) for width, one in able.items()}
-            loads[str(load)] = {width: _figures(one) for width, one in served.items()}
-            self.progress(f"  load {load}: " + ", ".join(f"{w} {s.mean:.3f}/{s.p99:.3f}" for w, s in served.items()))
+            loads[str(load)] = found = self._measure(able, requests, arrivals)
+            self.progress(
+                f"  load {load}: " + ", ".join(f"{w} {f['mean']:.3f}/{f['p99']:.3f}" for w, f in found.items())
+            )
         return {"capacity": capacity, "loads": loads}
 
     def policies(self, requests: Sequence[GenerationRequest], width: int | None) -> dict[str, Any]:
         """First come, first served, the default, and the shortest first with every ageing, at one width."""
         limits = _fixed(width) if width else BatchingConfig()
-        best = self._serve(limits, requests, None).rate
+        best = self._measure({"": limits}, requests, None)[""]["rate"]
         arrivals = poisson(POLICY_LOAD * best, len(requests), SEED)
         kinds = {"fcfs": ("fcfs", 0.0), "boost": ("boost", 0.0)}
         kinds |= {f"srpt {ageing:g}": ("srpt", ageing) for ageing in AGEINGS}
-        found = {}
-        for name, (policy, ageing) in kinds.items():
-            chosen = BatchingConfig(
-                dynamic_batch_max_size=limits.dynamic_batch_max_size,
-                max_batch_tokens=limits.max_batch_tokens,
-                scheduling_policy=policy,  # type: ignore[arg-type]
-                ageing=ageing,
-            )
-            found[name] = _figures(self._serve(chosen, requests, arrivals))
-            self.progress(f"  width {width or 'auto'}, {name}: {found[name]['mean']:.3f}/{found[name]['p99']:.3f}")
+        settings = {
+            name: replace(limits, scheduling_policy=policy, ageing=ageing)  # type: ignore[arg-type]
+            for name, (policy, ageing) in kinds.items()
+        }
+        found = self._measure(settings, requests, arrivals)
+        for name, figures in found.items():
+            self.progress(f"  width {width or 'auto'}, {name}: {figures['mean']:.3f}/{figures['p99']:.3f}")
         return found
+
+    def _measure(
+        self,
+        settings: dict[str, BatchingConfig],
+        requests: Sequence[GenerationRequest],
+        arrivals: Sequence[float] | None,
+    ) -> dict[str, dict[str, float]]:
+        """The figures of each setting, which take turns: medians."""
+        served: dict[str, list[Served]] = {name: [] for name in settings}
+        for turn in range(self.settings.rounds):
+            names = [*settings] if turn % 2 == 0 else [*settings][::-1]
+            for name in names:
+                served[name].append(self._serve(settings[name], requests, arrivals))
+        return {name: _figures(each) for name, each in served.items()}
 
     def _serve(
         self, limits: BatchingConfig, requests: Sequence[GenerationRequest], arrivals: Sequence[float] | None
@@ -150,9 +165,10 @@ def _fixed(width: int) -> BatchingConfig:
     return BatchingConfig(dynamic_batch_max_size=width, max_batch_tokens=NO_LIMIT)
 
 
-def _figures(served: Served) -> dict[str, float]:
-    figures = {"rate": served.rate, "mean": served.mean, "p99": served.p99, "width": served.width}
-    return {name: round(value, 5) for name, value in figures.items()}
+def _figures(served: Sequence[Served]) -> dict[str, float]:
+    figures = [(one.rate, one.mean, one.p99, one.width) for one in served]
+    medians = (round(median(values), 5) for values in zip(*figures, strict=True))
+    return dict(zip(("rate", "mean", "p99", "width"), medians, strict=True))
 
 
 def show(console: Console, found: dict[str, Any]) -> None:
@@ -177,9 +193,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model-path", default=str(MODEL_PATH), help="a checkpoint that has a native model")
     parser.add_argument("--quick", action="store_true", help="a little of everything, to see that it runs")
     parser.add_argument("--requests", type=int, default=0, help="of each run")
+    parser.add_argument("--rounds", type=int, default=0, help="of each run, of which the median counts")
     parser.add_argument("--output", type=Path, help="where the JSON goes; without it, in results/ beside this script")
     options = parser.parse_args(arguments)
-    settings = QUICK if options.quick else Settings(requests=options.requests or Settings.requests)
+    wanted = Settings(requests=options.requests or Settings.requests, rounds=options.rounds or Settings.rounds)
+    settings = QUICK if options.quick else wanted
     output = options.output or (RESULTS.with_name("quick.json") if options.quick else RESULTS)
     console = Console() if sys.stdout.isatty() else Console(width=120)
     torch.set_num_threads(settings.threads)

@@ -12,8 +12,8 @@ Widths that the scheduler finds by itself beside fixed ones, with the bundled mo
 another one for each figure: throughput above 1 and latency below 1 are better than any of {widths}. Loads are shares of
 the best fixed width's closed-loop throughput.
 
-Measured on {date}, on {cpu}; `python benchmarks/scheduling.py` measures it anew. One run each, so a P99 is little more
-than the longest of {requests}.
+Measured on {date}, on {cpu}; `python benchmarks/scheduling.py` measures it anew. All settings took turns, and each
+figure is the median of {rounds} rounds; a P99 is the longest of {requests}.
 """
 POLICIES = """
 A start for what is short, and the shortest remaining time first with different ageing, over first come, first served
