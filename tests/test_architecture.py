@@ -45,6 +45,13 @@ def trees() -> list[tuple[Path, ast.Module]]:
     return [(path, ast.parse(path.read_text())) for path in FILES]
 
 
+@cache
+def nodes() -> list[tuple[Path, ast.AST]]:
+    """Of all trees, those that any of the rules below is about."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ExceptHandler, ast.Call, ast.Import, ast.ImportFrom)
+    return [(path, node) for path, tree in trees() for node in ast.walk(tree) if isinstance(node, kinds)]
+
+
 def test_everything_around_the_engine_imports_without_torch() -> None:
     code = f"""
 import importlib, sys
@@ -70,40 +77,34 @@ def test_files_are_short(path: Path) -> None:
 
 
 def test_functions_are_short() -> None:
-    for path, tree in trees():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                assert node.end_lineno is not None
-                first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
-                assert node.end_lineno - first.lineno < 50, f"{name(path)}: {node.name}"
+    for path, node in nodes():
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+            assert node.end_lineno - first.lineno < 50, f"{name(path)}: {node.name}"
 
 
 def test_any_exception_is_caught_in_one_place_only() -> None:
     broad = []
-    for path, tree in trees():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ExceptHandler):
-                names = (
-                    {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)} if node.type else {"BaseException"}
-                )
-                broad += [name(path)] * len(names & {"Exception", "BaseException"})
+    for path, node in nodes():
+        if isinstance(node, ast.ExceptHandler):
+            names = {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)} if node.type else {"BaseException"}
+            broad += [name(path)] * len(names & {"Exception", "BaseException"})
     assert broad == ["engine/engine.py"]
 
 
 def test_attributes_are_not_probed() -> None:
-    for path, tree in trees():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                probing = node.func.id == "hasattr" or (node.func.id == "getattr" and len(node.args) > 2)
-                assert not probing, f"{name(path)}:{node.lineno}"
+    for path, node in nodes():
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            probing = node.func.id == "hasattr" or (node.func.id == "getattr" and len(node.args) > 2)
+            assert not probing, f"{name(path)}:{node.lineno}"
 
 
 def test_nothing_is_pickled() -> None:
-    for path, tree in trees():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                module = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
-                assert module not in ("pickle", "cloudpickle", "dill"), name(path)
+    for path, node in nodes():
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            module = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+            assert module not in ("pickle", "cloudpickle", "dill"), name(path)
 
 
 def test_modules_and_public_classes_say_what_they_are() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Literal
 
 import pytest
@@ -29,10 +30,16 @@ DECAY = 0.1  # of the policy that goes by it
 SERIAL = Costs(known=True, step=StepCost(per_token=1e-3))  # nothing is shared, so no step is wide
 
 
+@cache
+def asked(**fields: Any) -> tuple[GenerationRequest, tuple[int, ...]]:
+    """A request and the lengths of its sequences; thousands differ in nothing else than when they came."""
+    request = GenerationRequest(prompt="x", **fields).resolve(INFO)
+    return request, lengths(request, INFO)
+
+
 def job(name: str, steps: int = 4, size: int = 64, arrival: float = 0.0, n: int = 1, **fields: Any) -> Job:
-    request = GenerationRequest(prompt="x", width=size, height=size, num_inference_steps=steps, n=n, **fields)
-    request = request.resolve(INFO)
-    return Job(name, 0, request, lengths(request, INFO), arrival)
+    request, rows = asked(width=size, height=size, num_inference_steps=steps, n=n, **fields)
+    return Job(name, 0, request, rows, arrival)
 
 
 def held(jobs: Sequence[Job], costs: Costs, limits: BatchingConfig) -> list[Held]:

@@ -32,7 +32,7 @@ def gamma(load: float, sizes: Sequence[float] = STEPS, weights: Sequence[float] 
     return low
 
 
-def mixed(load: float, count: int = 20 * MEMORY, unit: float = 1.0, width: float = 1.0) -> Traffic:
+def mixed(load: float, count: int = 10 * MEMORY, unit: float = 1.0, width: float = 1.0) -> Traffic:
     """What is known after so many jobs of different steps, of so many seconds each."""
     chance, traffic, now = random.Random(1), Traffic(), 0.0
     for _ in range(count):
@@ -62,7 +62,7 @@ def test_three_moments_are_enough(load: float, sizes: tuple[float, ...], weights
     counts = [round(20 * weight) for weight in weights]
     arrivals = [size for size, count in zip(sizes, counts, strict=True) for _ in range(count)]
     random.Random(0).shuffle(arrivals)
-    for number in range(50 * MEMORY):
+    for number in range(10 * MEMORY):
         traffic.came(number * each, arrivals[number % 20], arrivals[number % 20])
     exact = PART * gamma(load, sizes, weights)
     assert exact / CHANGE < traffic.decay < 1.35 * CHANGE * exact
@@ -97,12 +97,12 @@ def test_what_changes_is_learned_and_what_is_chance_is_not() -> None:
             found += traffic.came(now, seconds, seconds)
         return found
 
-    changes(0.7, 8 * MEMORY)
+    changes(0.7, 5 * MEMORY)
     calm = traffic.decay
     assert changes(0.7, 10 * MEMORY) < 0.01 * 10 * MEMORY
     changes(1.5, 4 * MEMORY)
     assert traffic.decay < calm / 2
-    changes(0.7, 8 * MEMORY)
+    changes(0.7, 5 * MEMORY)
     assert traffic.decay == pytest.approx(calm, rel=0.5)
 
 

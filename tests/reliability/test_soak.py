@@ -143,8 +143,8 @@ async def test_it_holds_no_more_after_many_requests_than_after_a_few(
     note: Callable[[Finding], None],
     tmp_path: Path,
 ) -> None:
-    count = size(1000, 20000)
-    warm_up = size(600, count // 3)  # until the allocators have what they need
+    count = size(800, 20000)
+    warm_up = size(400, count // 3)  # until the allocators have what they need
     most = size(8, 1)  # MiB per 1,000 requests; of few requests, one step of an allocator makes more
     server = serve(*FLAGS, env={"TMPDIR": str(tmp_path)})
     load = Load(server, count)

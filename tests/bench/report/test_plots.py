@@ -52,18 +52,19 @@ RUNS = {
     "late": sent_late,
     "goals that differ": goals_that_differ,
 }
+WRITTEN = ("usual", "milliseconds", "nothing answered")  # the others are only laid out, which takes half as long
 PANELS = {"one": 2, "hours": 3, "nothing answered": 3, "late": 3}  # of four: in most runs somebody waits
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
-    """A run of those, its figure as it was written, and where: each is drawn once."""
+    """A run of those, its figure as it was laid out, and where it is written: each is drawn once."""
     folder = tmp_path_factory.mktemp("pictures")
 
     @cache
     def draw(name: str) -> tuple[Result, Figure, Path]:
         with pytest.MonkeyPatch.context() as patched:
-            figures, result = watched(patched), RUNS[name]()
+            figures, result = watched(patched, written=name in WRITTEN), RUNS[name]()
             draw_run(result, folder / f"{name}.png")
         (figure,) = figures
         return result, figure, folder / f"{name}.png"
@@ -75,11 +76,14 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
 def test_a_runs_picture_is_legible(name: str, drawn: Drawn) -> None:
     _, figure, path = drawn(name)
     assert titles(figure) == ["Latency", "Requests in flight", "Batch", "Queue"][: PANELS.get(name, 4)]
-    with Image.open(path) as picture:
-        picture.load()
-        assert picture.format == "PNG" and picture.width == 1800 and 800 < picture.height < 2200
-        colours = picture.convert("RGB").getcolors(1 << 24)
-        assert colours is not None and len(colours) > 50
+    inches = figure.get_size_inches()
+    assert inches[0] == 12 and 800 / 1800 < inches[1] / inches[0] < 2200 / 1800
+    if name in WRITTEN:
+        with Image.open(path) as picture:
+            picture.load()
+            assert picture.format == "PNG" and picture.width == 1800 and 800 < picture.height < 2200
+            colours = picture.convert("RGB").reduce(2).getcolors(1 << 24)
+            assert colours is not None and len(colours) > 50
 
 
 def test_a_runs_picture_tells_how_requests_ended(drawn: Drawn) -> None:
