@@ -2,10 +2,11 @@
 
 Run with: python benchmarks/simulation.py [--model-path DIR] [--quick] [--requests N] [--output FILE]
 
-`stepbatch profile` measures what steps cost. Then a server is sent mixed steps in an open loop, at shares of what the
-profile says it can do; and the simulator is given the profile, the requests and the moments at which they were sent.
-Means and 99th percentiles of latency should be within a tenth. The server and the client share the machine, so it
-should have nothing else to do.
+`stepbatch profile` measures what steps cost in peace. A server gets some work to learn from, and says what they cost
+there (``/v1/profile``). Then it is sent mixed steps in an open loop, at shares of what by that it can do; and the
+simulator is given one curve and the other, the requests and the moments at which they were sent. Means and 99th
+percentiles of latency should be within a tenth. The server and the client share the machine, so it should have nothing
+else to do.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -36,9 +38,10 @@ from stepbatch.bench.options import (
     SimulateOptions,
     TargetOptions,
 )
+from stepbatch.bench.results import Record
 from stepbatch.bench.servers import running
 from stepbatch.bench.serving import measure
-from stepbatch.bench.simulate.cluster import Course, Fleet, Simulation
+from stepbatch.bench.simulate.cluster import Fleet, Simulation
 from stepbatch.bench.simulate.curves import Curve, read_curve
 from stepbatch.bench.simulate.kinds import Kind, capacity, make_kind, pace
 from stepbatch.bench.simulate.workload import read_workload
@@ -49,6 +52,7 @@ from stepbatch.request import GenerationRequest
 RESULTS = Path(__file__).parent / "results" / "simulation.json"
 PACKAGES = ("torch", "diffusers", "transformers", "numpy")
 LOADS = (0.5, 0.8, 1.5)
+LEARNING_LOAD = 0.9
 NEAR = 0.1  # how far a simulated figure may be from the measured one
 SIZE = "128x128"
 PROFILES = [
@@ -72,10 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = ["--model-path", options.model_path, "--num-threads", "1"]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        curve = profile(model, folder, seconds=3.0 if options.quick else 20.0)
+        in_peace = profile(model, folder, seconds=3.0 if options.quick else 20.0)
         command = [sys.executable, "-m", "stepbatch", "serve", "--port", "0", *model]
         with running([*command, "--max-queue-seconds", "inf"], folder / "log") as server:
-            runs = [run(server.base_url, curve, load, count) for load in LOADS]
+            run(server.base_url, in_peace, in_peace, LEARNING_LOAD, max(count // 2, 12))
+            in_service = learned(server.base_url, folder)
+            runs = [run(server.base_url, in_service, in_peace, load, count) for load in LOADS]
     show(console, runs)
     output.parent.mkdir(parents=True, exist_ok=True)
     about = environment(PACKAGES) | {"model": Path(options.model_path).name, "requests": count, "profiles": PROFILES}
@@ -92,8 +98,15 @@ def profile(model: Sequence[str], folder: Path, seconds: float) -> Curve:
     return read_curve(str(folder / "profile.json"))
 
 
-def run(base_url: str, curve: Curve, load: float, count: int) -> dict[str, Any]:
-    """A load, measured and simulated."""
+def learned(base_url: str, folder: Path) -> Curve:
+    """What a server's work costs, as it has learned."""
+    path = folder / "learned.json"
+    path.write_bytes(httpx.get(f"{base_url}/v1/profile").content)
+    return read_curve(str(path))
+
+
+def run(base_url: str, curve: Curve, in_peace: Curve, load: float, count: int) -> dict[str, Any]:
+    """A load, measured, and simulated by the one curve and by the other."""
     wanted = RequestOptions(random_request_config=json.dumps(PROFILES))
     simulated = SimulateOptions(num_requests=count, seed=SEED)
     kinds, weights = read_workload(simulated, wanted, GoalOptions(), curve, None, 1).mixture
@@ -111,18 +124,25 @@ def run(base_url: str, curve: Curve, load: float, count: int) -> dict[str, Any]:
         raise SystemExit(f"{len(lost)} requests failed: {lost[0].error}")
     measured = [record.latency for record in records]
     began = time.perf_counter()
-    asked = [_kind(record.asked, curve) for record in records]
-    limits = BatchingConfig()
-    fleet = Fleet(limits=limits, pace=pace(asked, [1.0] * len(asked), curve.costs))
-    course = Simulation(asked, [record.intended for record in records], curve.costs, fleet).run()
+    simulated = simulate(records, curve)
+    seconds = time.perf_counter() - began
     return {
         "load": load,
         "rate": rate,
         "measured": _figures(measured),
-        "simulated": _figures(_latencies(course)),
-        "simulation_seconds": time.perf_counter() - began,
-        "latencies": {"measured": measured, "simulated": _latencies(course)},
+        "simulated": _figures(simulated),
+        "simulated_by_profile": _figures(simulate(records, in_peace)),
+        "simulation_seconds": seconds,
+        "latencies": {"measured": measured, "simulated": simulated},
     }
+
+
+def simulate(records: Sequence[Record], curve: Curve) -> list[float]:
+    """The latencies of the same requests, sent at the same moments."""
+    asked = [_kind(record.asked, curve) for record in records]
+    fleet = Fleet(limits=BatchingConfig(), pace=pace(asked, [1.0] * len(asked), curve.costs))
+    course = Simulation(asked, [record.intended for record in records], curve.costs, fleet).run()
+    return [ended - came for came, ended in zip(course.came, course.ended, strict=True)]
 
 
 def _kind(asked: dict[str, Any], curve: Curve) -> Kind:
@@ -136,10 +156,6 @@ def _kind(asked: dict[str, Any], curve: Curve) -> Kind:
     return make_kind(request, curve)
 
 
-def _latencies(course: Course) -> list[float]:
-    return [ended - came for came, ended in zip(course.came, course.ended, strict=True)]
-
-
 def _figures(latencies: Sequence[float]) -> dict[str, float]:
     return {"mean": float(np.mean(latencies)), "p99": float(np.percentile(latencies, 99))}
 
@@ -147,8 +163,8 @@ def _figures(latencies: Sequence[float]) -> dict[str, float]:
 def show(console: Console, runs: Sequence[dict[str, Any]]) -> None:
     """A row a load."""
     table = Table(title="Latency, simulated beside measured (s)", title_justify="left", title_style="bold")
-    columns = ("load", "mean measured", "simulated", "ratio", "P99 measured", "simulated", "ratio")
-    for column in columns:
+    of_each = ("simulated", "ratio", "by profile")
+    for column in ("load", "mean measured", *of_each, "P99 measured", *of_each):
         table.add_column(column, justify="right")
     for one in runs:
         cells = [f"{one['load']:g}"]
@@ -156,7 +172,8 @@ def show(console: Console, runs: Sequence[dict[str, Any]]) -> None:
             measured, simulated = one["measured"][name], one["simulated"][name]
             ratio = simulated / measured
             style = "green" if abs(ratio - 1) <= NEAR else "bold red"
-            cells += [f"{measured:.3f}", f"{simulated:.3f}", f"[{style}]{ratio:.3f}[/]"]
+            by_profile = one["simulated_by_profile"][name] / measured
+            cells += [f"{measured:.3f}", f"{simulated:.3f}", f"[{style}]{ratio:.3f}[/]", f"{by_profile:.3f}"]
         table.add_row(*cells)
     console.print(table)
 

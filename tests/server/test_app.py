@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import httpx
 import msgspec
 import pytest
 
-from stepbatch.model_info import Guidance
+from stepbatch.bench.simulate.curves import read_curve
+from stepbatch.model_info import Defaults, Guidance
 
 from .support import MODEL, DrawingEngine, StubEngine, assert_error, call, make_app
 
@@ -57,6 +59,15 @@ def test_the_server_s_own_limits_are_told() -> None:
 
 def test_another_model_is_not_there(http: httpx.Client) -> None:
     assert_error(http.get("/v1/models/dall-e-3"), 404, "model_not_found", "model")
+
+
+def test_what_is_known_of_costs_is_a_curve_to_simulate(http: httpx.Client, tmp_path: Path) -> None:
+    (tmp_path / "learned.json").write_bytes(http.get("/v1/profile").content)
+    curve = read_curve(str(tmp_path / "learned.json"))
+    assert curve.costs.known
+    assert curve.costs.step.seconds(100, 100) > 0
+    assert curve.model.defaults == msgspec.convert(http.get("/v1/model_info").json()["defaults"], Defaults)
+    assert curve.model.path == ""  # which is the business of /v1/model_info alone
 
 
 def test_model_info_names_the_path(http: httpx.Client) -> None:

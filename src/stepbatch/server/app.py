@@ -93,6 +93,7 @@ def _add_pages(app: FastAPI, videos: VideoRoutes, pages: Pages, docs: bool) -> N
         ("/v1/models", pages.models),
         ("/v1/models/{model:path}", pages.model),
         ("/v1/model_info", pages.model_info),
+        ("/v1/profile", pages.profile),
         ("/health", pages.health),
         ("/ready", pages.ready),
         ("/metrics", pages.prometheus),
@@ -135,6 +136,13 @@ class Pages:
     async def model_info(self, request: Request) -> Response:
         info = msgspec.to_builtins(self.engine.info)
         return JSONResponse({"model_path": self.engine.info.path, **info})
+
+    async def profile(self, request: Request) -> Response:
+        """What is known now of what work costs, as a curve for ``bench simulate``."""
+        info = msgspec.structs.replace(self.engine.info, path="")
+        note = f"learned by a server on {info.device}, {info.dtype}"
+        curve = {"name": info.id, "costs": self.engine.costs, "model": info, "note": note}
+        return JSONResponse(msgspec.to_builtins(curve))
 
     async def health(self, request: Request) -> Response:
         """Whether this process is worth keeping: not once the engine can't be started any more."""

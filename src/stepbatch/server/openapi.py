@@ -67,6 +67,7 @@ def document(limits: LimitsConfig) -> Schema:
                 "get": _get("The served model", _ref("Model"), ("model_not_found", "invalid_value"), ["model"])
             },
             "/v1/model_info": {"get": _get("The served model, in the engine's words", {"type": "object"})},
+            "/v1/profile": {"get": _get("What steps cost, as the engine has learned", {"type": "object"})},
             "/health": {"get": _get("200 unless the engine failed for good", _ref("Health"), ("engine_unavailable",))},
             "/ready": {"get": _get("200 when requests are worked on", _ref("Status"), ("engine_unavailable",))},
             "/metrics": {"get": _get("Prometheus' text format", None)},
