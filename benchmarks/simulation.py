@@ -3,8 +3,8 @@
 Run with: python benchmarks/simulation.py [--model-path DIR] [--quick] [--requests N] [--output FILE]
 
 `stepbatch profile` measures what steps cost in peace. A server gets some work to learn from, and says what they cost
-there (``/v1/profile``). Then it is sent mixed steps in an open loop, at shares of what by that it can do; and the
-simulator is given one curve and the other, the requests and the moments at which they were sent. Means and 99th
+there (``/v1/profile``). Then others are sent mixed steps in an open loop, at shares of what by that they can do; and
+the simulator is given one curve and the other, the requests and the moments at which they were sent. Means and 99th
 percentiles of latency should be within a tenth. The server and the client share the machine, so it should have nothing
 else to do.
 """
@@ -78,10 +78,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = Path(scratch)
         in_peace = profile(model, folder, seconds=3.0 if options.quick else 20.0)
         command = [sys.executable, "-m", "stepbatch", "serve", "--port", "0", *model]
+        runs = []
         with running([*command, "--max-queue-seconds", "inf"], folder / "log") as server:
             run(server.base_url, in_peace, in_peace, LEARNING_LOAD, max(count // 2, 12))
             in_service = learned(server.base_url, folder)
-            runs = [run(server.base_url, in_service, in_peace, load, count) for load in LOADS]
+        for load in LOADS:  # on a server that remembers no other load, as the simulator doesn't
+            with running([*command, "--max-queue-seconds", "inf"], folder / "log") as server:
+                runs.append(run(server.base_url, in_service, in_peace, load, count))
     show(console, runs)
     output.parent.mkdir(parents=True, exist_ok=True)
     about = environment(PACKAGES) | {"model": Path(options.model_path).name, "requests": count, "profiles": PROFILES}
