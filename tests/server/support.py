@@ -16,7 +16,7 @@ from stepbatch.cli.parser import build_groups
 from stepbatch.config import EngineConfig, ModelConfig, ServerConfig
 from stepbatch.engine.admission import Admission
 from stepbatch.engine.client import AsyncEngine, State
-from stepbatch.engine.cost import UNKNOWN
+from stepbatch.engine.cost import UNKNOWN, Costs
 from stepbatch.engine.forecast import Prediction
 from stepbatch.engine.handle import Handle
 from stepbatch.engine.messages import FromEngine, Output, Stats
@@ -63,6 +63,10 @@ class StubEngine:
     @property
     def ready(self) -> bool:
         return self.state == "ready"
+
+    @property
+    def costs(self) -> Costs:
+        return self.admission.costs
 
     def check(self) -> None:
         self.admission.check()
