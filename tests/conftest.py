@@ -32,7 +32,7 @@ sys.dont_write_bytecode = False
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# how long an example takes says something about the machine, not about the code; many runs of few find what one of many does
+# how long an example takes says something about the machine, not about the code; what few miss, another run finds
 settings.register_profile("untimed", deadline=None, max_examples=14)
 settings.load_profile("untimed")
 
