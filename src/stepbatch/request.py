@@ -340,6 +340,11 @@ class Job:
         self.tokens = sum(self.lengths)
         self.squares = sum(length * length for length in self.lengths)
 
+    @cached_property
+    def pixels(self) -> int:
+        """How many the output has, all its frames together."""
+        return self.request.pixels
+
     @property
     def deadline(self) -> float | None:
         """When the job is of no use any more, on the clock of ``arrival``."""

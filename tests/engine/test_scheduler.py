@@ -385,7 +385,7 @@ def filled(under_test: Scheduler, *jobs: Job) -> Scheduler:
     return under_test
 
 
-@pytest.mark.parametrize(("base", "width"), [(0.0, 1), (0.01, 18), (10.0, 50)])
+@pytest.mark.parametrize(("base", "width"), [(0.0, 1), (0.01, 24), (10.0, 50)])
 def test_a_step_is_as_wide_as_pays(base: float, width: int) -> None:
     costs = Costs(known=True, step=StepCost(base=base, per_token=0.01), prompt=PROMPT)
     under_test = filled(measured(costs), *(job(arrival=index) for index in range(50)))

@@ -21,8 +21,8 @@ from stepbatch.config import EngineConfig
 from stepbatch.engine.engine import Engine, Runner
 from stepbatch.engine.messages import Failure, FromEngine, Output, Submit
 from stepbatch.engine.messages import Progress as Steps
-from stepbatch.engine.scheduler import WIDEST
 from stepbatch.engine.warmup import remembered
+from stepbatch.engine.width import WIDEST
 from stepbatch.errors import OptionError, RequestError, SetupError
 from stepbatch.request import GenerationRequest
 from stepbatch.server.images import encode_image

@@ -115,7 +115,7 @@ class Admission:
             self._held[job.id] = held = Held(job)
             self._weigh(held, 0.0)
             pace = self._pace(job.tokens, job.squares)
-            self._traffic.came(arrival, held.left, job.steps * pace.usual + self.costs.decode_of([job]))
+            self._traffic.came(arrival, held.left, job.steps * pace.usual + self.costs.decode.of(job.pixels))
         return prediction
 
     def later(self) -> int:

@@ -40,6 +40,11 @@ class StepCost(msgspec.Struct, frozen=True, kw_only=True):
         """What these sequences add to a step that is wide already, seconds; never nothing."""
         return max(self.per_token, LEAST_WORK) * tokens + self.per_square * squares
 
+    def rate(self, tokens: int, squares: int) -> float:
+        """Work a second of such a step, which is at most about one; 0 as long as nothing is known."""
+        seconds = self.seconds(tokens, squares)
+        return self.work(tokens, squares) / seconds if seconds else 0.0
+
     def factor(self, tokens: int) -> float:
         """How much longer a step of so many tokens takes than the formula says."""
         if not self.factors:
@@ -83,11 +88,11 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     def encode_of(self, job: Job) -> float:
         """Seconds of encoding a job's request, its prompts and its images, of which none was seen before."""
         prompts, images = self.prompt.each * prompts_of(job), job.request.images
-        return prompts + len(images) * self.image.of(job.request.pixels) if images else prompts
+        return prompts + len(images) * self.image.of(job.pixels) if images else prompts
 
     def decode_of(self, jobs: Iterable[Job]) -> float:
         """Seconds of decoding these jobs' outputs, one after the other."""
-        pixels = [job.request.pixels for job in jobs]
+        pixels = [job.pixels for job in jobs]
         return len(pixels) * self.decode.each + sum(pixels) * self.decode.per_unit
 
 

@@ -79,6 +79,6 @@ class PredictedDecoding:
 
     def _take_up(self, job: Job, costs: Costs) -> float:
         """Seconds that a job's decoding still takes; another that is paused is given up, as the engine does it."""
-        left = self._left if job is self._paused else costs.decode.of(job.request.pixels)
+        left = self._left if job is self._paused else costs.decode.of(job.pixels)
         self._paused = None
         return left

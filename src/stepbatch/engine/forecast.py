@@ -65,7 +65,7 @@ def lengths(request: GenerationRequest, info: ModelInfo) -> tuple[int, ...]:
 
 def left(job: Job, begun: bool, costs: Costs, pace: Pace) -> float:
     """Seconds of the machine that a job of such a pace still takes, its share of steps that are as wide as pays."""
-    seconds = (job.steps - job.step) * pace.share + costs.decode_of([job])
+    seconds = (job.steps - job.step) * pace.share + costs.decode.of(job.pixels)
     return seconds if begun else seconds + costs.encode_of(job) / job.request.n
 
 

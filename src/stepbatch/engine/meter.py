@@ -130,7 +130,7 @@ class Meter:
         elif kind == "denoise":
             self._learning.step(tokens, squares, seconds)
         elif kind == "decode":
-            self._learning.decode([job.request.pixels for job in jobs], seconds)
+            self._learning.decode([job.pixels for job in jobs], seconds)
         elif unit.encoded and any(unit.encoded):
             self._learning.encode(*unit.encoded, seconds)
 
@@ -153,4 +153,4 @@ def _size(kind: str, jobs: Sequence[Job]) -> Hashable:
 def encoded_anew(jobs: Sequence[Job]) -> Encoded:
     """What encoding makes where nothing was seen before: once for all jobs of a request."""
     requests = {job.request_id: job for job in jobs}.values()
-    return Encoded(sum(map(prompts_of, requests)), [job.request.pixels for job in requests for _ in job.request.images])
+    return Encoded(sum(map(prompts_of, requests)), [job.pixels for job in requests for _ in job.request.images])

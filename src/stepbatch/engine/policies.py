@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from stepbatch.request import Job
 
@@ -22,8 +23,7 @@ LEAST = 1e-9  # seconds that are left, where it is said to be none
 Key = tuple[float, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Outlook:
+class Outlook(msgspec.Struct, frozen=True):
     """What a policy may know besides the job."""
 
     remaining: float  # seconds that the job would take from here, by itself

@@ -177,7 +177,7 @@ class _Probe:
         memory = Costs(step_memory=fit_linear(self.measured.step_memory))
         room = tokens_within(memory, self.runner.memory_budget(), request.pixels)
         while 2 * jobs <= MOST_JOBS and 2 * jobs * one[0] <= room and (request.size,) * jobs in self._steps_tried:
-            if best_width(fit_step(list(self._steps_tried.values())), [one] * MOST_JOBS) <= jobs:
+            if best_width(fit_step(list(self._steps_tried.values())), *one) <= jobs:
                 return
             jobs *= 2
             yield request, jobs
@@ -237,7 +237,7 @@ class _Probe:
             self.measured.host = min(time.perf_counter() - began, self.measured.host or math.inf)
 
     def _decode(self, jobs: Sequence[Job]) -> None:
-        pixels = jobs[0].request.pixels
+        pixels = jobs[0].pixels
         if not self._affords(self.measured.decodes, pixels, 1):
             return
         held = self.peak.begin()
@@ -264,7 +264,7 @@ class _Probe:
         each = max((took[1] - took[0]) / (more - few), took[1] / more / 10)
         self._note(jobs, each)
         rest = max(0.0, took[1] - more * each) / len(jobs)
-        self.measured.decodes.append(Sample(size=jobs[0].request.pixels, cost=rest))
+        self.measured.decodes.append(Sample(size=jobs[0].pixels, cost=rest))
 
     def _draw(self, jobs: Sequence[Job]) -> float:
         """Seconds of a whole call."""

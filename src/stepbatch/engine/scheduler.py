@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from heapq import heapify, heappop, heappush, merge
 from itertools import count, islice, product
@@ -28,12 +28,12 @@ from stepbatch.engine.order import JobId, Order, Place
 from stepbatch.engine.plan import Plan
 from stepbatch.engine.policies import POLICIES, STEADY, Outlook
 from stepbatch.engine.traffic import Traffic
-from stepbatch.engine.width import paces, step_width
+from stepbatch.engine.width import WIDEST, paces, step_width
 from stepbatch.request import MAX_OUTPUTS, Job, JobState
 
 PAUSE = 0.03  # after a call, of its seconds; at most the delay
 LOOK_AHEAD = 256  # jobs that are looked at for those that fit
-WIDEST_UNKNOWN, WIDEST = 8, 64  # jobs in a step where nobody says: while costs aren't known, and once they are
+WIDEST_UNKNOWN = 8  # jobs in a step where nobody says, while costs aren't known
 ENCODES_UNKNOWN, DECODES_UNKNOWN = 4, 2  # likewise, units between two steps
 WAITING = JobState.WAITING  # looking it up takes as long as all else that is asked of a job
 DECODE_STEPS = 2  # steps' time that decoding may take before one
@@ -54,7 +54,7 @@ class _Choice:
 
     lane: _Lane
     jobs: list[Job]
-    full: bool  # there is no room for another, or it would not pay
+    full: bool  # there is no room for another
     all_in: bool  # none was left out only because too many were to be encoded
 
 
@@ -173,7 +173,7 @@ class Scheduler:
     def remaining(self, job: Job) -> float:
         """Seconds that a job would take from here, by itself."""
         pace = self._pace(job.tokens, job.squares)
-        return (job.steps - job.step) * pace.alone + self.costs.decode.of(job.request.pixels)
+        return (job.steps - job.step) * pace.alone + self.costs.decode.of(job.pixels)
 
     def schedule(self, now: float) -> Plan:
         """Choose the next step's jobs. Jobs to encode go to ``ENCODING``; the rest move on later.
@@ -199,17 +199,19 @@ class Scheduler:
             job.to(JobState.ENCODING)
             self._begun.add(job.id)
             self._shares.begin(self._tags[job.id])
-        plan = Plan(decode, encode, list(choice.jobs))
-        self._standing = choice if choice.all_in else None
-        return replace(plan, holds=partial(self._steps, choice, plan, now)) if self._standing else plan
+        if not choice.all_in:
+            self._standing = None
+            return Plan(decode, encode, choice.jobs)
+        self._standing = choice
+        return Plan(decode, encode, list(choice.jobs), holds=partial(self._steps, choice, decode, encode, now))
 
-    def _steps(self, choice: _Choice, plan: Plan, now: float) -> int:
+    def _steps(self, choice: _Choice, decode: list[Job], encode: list[Job], now: float) -> int:
         """For how many steps a choice is the same if nobody comes: until one is through, or might go later."""
         jobs, costs, order = choice.jobs, self.costs, choice.lane.order
         steps = min([job.steps - job.step for job in jobs])
         if steps == 1 or self.limits.scheduling_policy in STEADY:
             return steps
-        now += costs.decode_of(plan.decode) + sum(map(costs.encode_of, plan.encode))
+        now += costs.decode_of(decode) + sum(map(costs.encode_of, encode))
         # at least what a step takes, and what it takes of a job alone: then a key that grows is greatest at the end
         each = max(costs.step_of(jobs), *[self._pace(job.tokens, job.squares).alone for job in jobs])
         while steps > 1 and any(
@@ -231,8 +233,10 @@ class Scheduler:
         all_in = True
         encoded: set[str] = set()  # requests, whose jobs share what is encoded
         encoding = 0.0  # what that costs
+        # of a whole call the flags say how many share it, as people know them
+        auto = self.costs.known and self.limits.max_batch_tokens is None and lane.signature is None
         for job in islice(lane.order, LOOK_AHEAD):
-            if len(jobs) == most:
+            if len(jobs) == most or (auto and tokens >= self._pace(job.tokens, job.squares).enough):
                 break
             if jobs and tokens + job.tokens > room:
                 continue
@@ -244,12 +248,11 @@ class Scheduler:
                 encoded.add(job.request_id)
                 encoding += more
             jobs.append(job)
-            tokens, squares = tokens + job.tokens, squares + job.squares
+            tokens += job.tokens
+            squares += job.squares
         full = len(jobs) == most or tokens + jobs[0].tokens > room or jobs[0].alone
-        whole_call = lane.signature is not None  # of which the flags say how many share it, as people know them
-        if self.costs.known and self.limits.max_batch_tokens is None and not whole_call:
-            width = step_width(self.costs, jobs, len(lane.order))
-            full, jobs = full or width < len(jobs), jobs[:width]
+        if auto:
+            jobs = jobs[: step_width(self.costs, jobs, len(lane.order))]
         return _Choice(lane, jobs, full, all_in)
 
     def _ready(self, choice: _Choice) -> float:
@@ -284,7 +287,7 @@ class Scheduler:
             return WIDEST
         room, most = DECODE_STEPS * self.costs.step_of(choice.jobs), 0
         for job in self.decoding.values():
-            room -= self.costs.decode_of([job])
+            room -= self.costs.decode.of(job.pixels)
             if room < 0:
                 break
             most += 1
@@ -321,7 +324,7 @@ class Scheduler:
     def _where(self, job: Job, now: float, taken: int = 0) -> Place:
         """The place that a job has in the order, or will have when it has taken so many more steps."""
         pace, steps = self._pace(job.tokens, job.squares), job.steps - job.step - taken
-        decode = self.costs.decode.of(job.request.pixels)
+        decode = self.costs.decode.of(job.pixels)
         outlook = Outlook(
             steps * pace.alone + decode, now, self.limits.ageing, steps * pace.usual + decode, self._decay
         )
@@ -336,7 +339,7 @@ class Scheduler:
     def _expect(self, newcomer: Job, now: float) -> None:
         """Learn from who comes; all go by the same decay, or of two like jobs the later might go first."""
         if self._traffic:
-            pace, decode = self._pace(newcomer.tokens, newcomer.squares), self.costs.decode_of([newcomer])
+            pace, decode = self._pace(newcomer.tokens, newcomer.squares), self.costs.decode.of(newcomer.pixels)
             seconds = newcomer.steps * pace.share + decode + self.costs.encode_of(newcomer) / newcomer.request.n
             if self._traffic.came(newcomer.arrival, seconds, newcomer.steps * pace.usual + decode):
                 self._decay = self._traffic.decay

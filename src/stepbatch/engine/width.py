@@ -14,23 +14,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
+from operator import attrgetter, mul
 
 from stepbatch.config import BatchingConfig
-from stepbatch.engine.cost import LEAST_WORK, Costs, StepCost
+from stepbatch.engine.cost import Costs, StepCost
 from stepbatch.request import Job
 
 TO_COME = 8  # for each job that is here: so many come while there is a queue, and wait as long as it is slow
 SHORT_OF_BEST = 0.01  # of the most work a second: the last percent isn't worth its wait
 USUAL = 4  # jobs in a step, at most, where many would pay: seldom do so many wait
 NEARLY = 0.02  # likewise, of the work a second that such a step does at best
-WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # that are tried where jobs are alike
-TRIED = (*range(1, 9), *range(10, 17, 2), *range(20, 33, 4), *range(40, 65, 8))  # and where they may not be
+WIDEST = 64  # jobs in a step
+WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, WIDEST)  # that are tried
 WIDEST_CALL = 8  # jobs in a whole call, where nobody says
 REMEMBERED = 1024  # sizes
 
+_SIZE = attrgetter("tokens", "squares", "steps", "pixels")  # of a job
+
 
 def step_width(costs: Costs, jobs: Sequence[Job], here: int) -> int:
-    """How many of the jobs that could take a step should, for the shortest time from arrival to end; the knee at most.
+    """How many of the jobs that could share a step should, for the shortest time from arrival to end.
 
     All that are here, and those who come meanwhile, wait as long as an output takes of the machine; those in the step
     are in it for as many outputs' time as it is wide. If few are here, narrow steps are better: two equal jobs that
@@ -38,55 +41,36 @@ def step_width(costs: Costs, jobs: Sequence[Job], here: int) -> int:
 
     Args:
         costs: What is known.
-        jobs: In the order in which they are served.
+        jobs: In the order in which they are served, up to the knee.
         here: Jobs that wait or run, of which these are the first.
     """
-    if len(jobs) == 1:
-        return 1
-    widths = [*TRIED[: bisect_left(TRIED, len(jobs))], len(jobs)]
-    rates, work = _rates(costs.step, [(job.tokens, job.squares) for job in jobs], widths)
-    each = sum([job.steps * one for job, one in zip(jobs, work, strict=True)]) / len(jobs)
-    besides = costs.decode_of(jobs) / len(jobs)  # which takes as long however wide steps are
+    count = len(jobs)
+    if count == 1 or count < SHORT_OF_BEST * TO_COME * here:  # then who is in the step hardly counts
+        return count
+    cost = costs.step
+    tokens, squares, steps, pixels = zip(*map(_SIZE, jobs), strict=True)
+    each = cost.work(sum(map(mul, steps, tokens)), sum(map(mul, steps, squares))) / count
+    besides = costs.decode.of(sum(pixels) / count)  # which takes as long however wide steps are
+    together = list(zip(accumulate(tokens), accumulate(squares), strict=True))
     best, least = 1, math.inf
-    for width, rate in zip(widths, rates[: _knee(rates)], strict=False):
-        waits = (TO_COME * here + width) * (each / rate + besides)
+    for width in (*WIDTHS[: bisect_left(WIDTHS, count)], count):
+        waits = (TO_COME * here + width) * (each / cost.rate(*together[width - 1]) + besides)
         if waits < least:
             best, least = width, waits
     return best
 
 
-def best_width(cost: StepCost, sizes: Sequence[tuple[int, int]]) -> int:
-    """The knee: the fewest of the jobs that could take a step that do nearly as much a second as any more would.
+def best_width(cost: StepCost, tokens: int, squares: int) -> int:
+    """The knee: the fewest of such jobs that do nearly as much a second in a step as any more would.
 
     Args:
         cost: Of a step.
-        sizes: Tokens of each job's sequences, and their squares, in the order in which the jobs are served.
+        tokens: Of a job's sequences.
+        squares: Of their tokens, added up.
     """
-    return _knee(_rates(cost, sizes, range(1, len(sizes) + 1))[0])
-
-
-def _knee(rates: Sequence[float]) -> int:
-    """The number of the first that is nearly as much as any, from one."""
+    rates = [cost.rate(jobs * tokens, jobs * squares) for jobs in range(1, WIDEST + 1)]
     enough = (1 - SHORT_OF_BEST) * max(rates)
-    return next(number for number, rate in enumerate(rates, 1) if rate >= enough)
-
-
-def _rates(cost: StepCost, sizes: Sequence[tuple[int, int]], widths: Sequence[int]) -> tuple[list[float], list[float]]:
-    """The work a second of a step of so many of these sizes, for each of these widths; and the work of each size.
-
-    It is what ``cost.work`` and ``cost.seconds`` say, written out: this is asked often.
-    """
-    least, base, per_token, per_square = max(cost.host, cost.streamed), cost.base, cost.per_token, cost.per_square
-    per_work = max(per_token, LEAST_WORK)
-    works = [per_work * tokens + per_square * squares for tokens, squares in sizes]
-    rates = []
-    upto = list(zip(*(accumulate(column) for column in (*zip(*sizes, strict=True), works)), strict=True))
-    for width in widths:
-        tokens, squares, work = upto[width - 1]
-        straight = base + per_token * tokens + per_square * squares
-        seconds = straight if straight > least else least
-        rates.append(work / (seconds * cost.factor(tokens) if cost.factors else seconds))
-    return rates, works
+    return next(jobs for jobs, rate in enumerate(rates, 1) if rate >= enough)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +80,7 @@ class Pace:
     alone: float  # with no other job
     share: float  # of a step of its like that is as wide as it may be, the job's part
     usual: float  # of a step of its like that is as wide as is usual, all of it
+    enough: int = 0  # tokens, of a step of its like as wide as the knee
 
 
 def paces(cost: StepCost, limits: BatchingConfig, most_tokens: float = math.inf) -> Callable[[int, int], Pace]:
@@ -105,7 +90,7 @@ def paces(cost: StepCost, limits: BatchingConfig, most_tokens: float = math.inf)
         limits: How wide a step may be.
         most_tokens: In a step, as far as memory goes.
     """
-    most, room = limits.dynamic_batch_max_size or WIDTHS[-1], min(limits.max_batch_tokens or math.inf, most_tokens)
+    most, room = limits.dynamic_batch_max_size or WIDEST, min(limits.max_batch_tokens or math.inf, most_tokens)
 
     @lru_cache(REMEMBERED)
     def pace(tokens: int, squares: int) -> Pace:
@@ -114,7 +99,7 @@ def paces(cost: StepCost, limits: BatchingConfig, most_tokens: float = math.inf)
         shares = [step / w for step, w in zip(steps, widths, strict=True)]
         enough = min(shares[: bisect(widths, USUAL)]) / (1 - NEARLY)
         usual = next(step for step, share in zip(steps, shares, strict=True) if share <= enough)
-        return Pace(steps[0], min(shares), usual)
+        return Pace(steps[0], min(shares), usual, tokens * best_width(cost, tokens, squares))
 
     return pace
 

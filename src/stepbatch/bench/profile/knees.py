@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from stepbatch.bench.profile_file import ProfileFile, StepPoint
 from stepbatch.engine.cost import StepCost
-from stepbatch.engine.scheduler import WIDEST
 from stepbatch.engine.width import best_width
 
 
@@ -39,7 +38,7 @@ def knees(profile: ProfileFile) -> list[Knee]:
     for size, points in by_size.items():
         ordered = sorted(points, key=lambda point: point.jobs)
         tokens, squares = ordered[0].tokens // ordered[0].jobs, ordered[0].squares // ordered[0].jobs
-        width = best_width(profile.costs.step, [(tokens, squares)] * WIDEST)
+        width = best_width(profile.costs.step, tokens, squares)
         found.append(Knee(size, tokens, squares, width, tuple(ordered)))
     return sorted(found, key=lambda knee: knee.tokens)
 

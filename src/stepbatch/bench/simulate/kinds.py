@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from stepbatch.bench.simulate.curves import Curve
 from stepbatch.engine.cost import Costs
 from stepbatch.engine.forecast import lengths
-from stepbatch.engine.scheduler import WIDEST
+from stepbatch.engine.width import WIDEST
 from stepbatch.request import GenerationRequest, Job
 
 
@@ -49,7 +49,7 @@ def make_kind(request: GenerationRequest, curve: Curve, goal: float | None = Non
     """
     request, costs = request.resolve(curve.model), curve.costs
     job = Job("", 0, request, lengths(request, curve.model), 0.0)
-    return Kind(request, job.lengths, costs.encode_of(job), costs.decode_of([job]), goal)
+    return Kind(request, job.lengths, costs.encode_of(job), costs.decode.of(job.pixels), goal)
 
 
 def pace(kinds: Sequence[Kind], weights: Sequence[float], costs: Costs, widest: int | None = None) -> float:

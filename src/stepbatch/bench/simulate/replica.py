@@ -149,7 +149,8 @@ class Replica:
 
     def _share(self, job: Job) -> float:
         """Seconds of an output at full pace, but for the prompt."""
-        return job.steps * self._costs.step.work(job.tokens, job.squares) / self._pace + self._costs.decode_of([job])
+        costs = self._costs
+        return job.steps * costs.step.work(job.tokens, job.squares) / self._pace + costs.decode.of(job.pixels)
 
     def _begin(self, job: Job) -> float:
         """What encoding takes, at the first of a request's jobs, which share it."""
