@@ -57,12 +57,13 @@ class Settings:
 
     requests: int = 24
     rounds: int = 3
+    policy_requests: int = 100  # in one round: a P99 of few is the longest of them
     in_flight: int = 20
     threads: int = 1
     probe_seconds: float = 20.0
 
 
-QUICK = Settings(requests=4, rounds=1, in_flight=4, probe_seconds=2.0)
+QUICK = Settings(requests=4, rounds=1, policy_requests=4, in_flight=4, probe_seconds=2.0)
 
 
 def workloads(count: int) -> dict[str, list[GenerationRequest]]:
@@ -110,14 +111,15 @@ class Contest:
     def widths(self, name: str, requests: Sequence[GenerationRequest]) -> dict[str, Any]:
         """Every fixed width, and auto, at every load."""
         limits = {str(width): _fixed(width) for width in WIDTHS} | {"auto": BatchingConfig()}
-        capacity = {width: figures["rate"] for width, figures in self._measure(limits, requests, None).items()}
+        rounds = self.settings.rounds
+        capacity = {width: figures["rate"] for width, figures in self._measure(limits, requests, None, rounds).items()}
         best = max(rate for width, rate in capacity.items() if width != "auto")
         self.progress(f"{name}: " + ", ".join(f"{width} {rate:.2f}/s" for width, rate in capacity.items()))
         loads: dict[str, dict[str, Any]] = {}
         for load in LOADS:
             arrivals = poisson(load * best, len(requests), SEED)
             able = {width: one for width, one in limits.items() if capacity[width] > load * best or width == "auto"}
-            loads[str(load)] = found = self._measure(able, requests, arrivals)
+            loads[str(load)] = found = self._measure(able, requests, arrivals, rounds)
             self.progress(
                 f"  load {load}: " + ", ".join(f"{w} {f['mean']:.3f}/{f['p99']:.3f}" for w, f in found.items())
             )
@@ -126,7 +128,7 @@ class Contest:
     def policies(self, requests: Sequence[GenerationRequest], width: int | None) -> dict[str, Any]:
         """First come, first served, the default, and the shortest first with every ageing, at one width."""
         limits = _fixed(width) if width else BatchingConfig()
-        best = self._measure({"": limits}, requests, None)[""]["rate"]
+        best = self._measure({"": limits}, requests, None, rounds=1)[""]["rate"]
         arrivals = poisson(POLICY_LOAD * best, len(requests), SEED)
         kinds = {"fcfs": ("fcfs", 0.0), "boost": ("boost", 0.0)}
         kinds |= {f"srpt {ageing:g}": ("srpt", ageing) for ageing in AGEINGS}
@@ -134,7 +136,7 @@ class Contest:
             name: replace(limits, scheduling_policy=policy, ageing=ageing)  # type: ignore[arg-type]
             for name, (policy, ageing) in kinds.items()
         }
-        found = self._measure(settings, requests, arrivals)
+        found = self._measure(settings, requests, arrivals, rounds=1)
         for name, figures in found.items():
             self.progress(f"  width {width or 'auto'}, {name}: {figures['mean']:.3f}/{figures['p99']:.3f}")
         return found
@@ -144,10 +146,11 @@ class Contest:
         settings: dict[str, BatchingConfig],
         requests: Sequence[GenerationRequest],
         arrivals: Sequence[float] | None,
+        rounds: int,
     ) -> dict[str, dict[str, float]]:
         """The figures of each setting, which take turns: medians."""
         served: dict[str, list[Served]] = {name: [] for name in settings}
-        for turn in range(self.settings.rounds):
+        for turn in range(rounds):
             names = [*settings] if turn % 2 == 0 else [*settings][::-1]
             for name in names:
                 served[name].append(self._serve(settings[name], requests, arrivals))
@@ -218,7 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found["widths"][name] = contest.widths(name, requests)
         _save(found, contest, output)
     for width in (1, None):
-        found["policies"][str(width or "auto")] = contest.policies(kinds["mixed steps"], width)
+        mixed = workloads(settings.policy_requests)["mixed steps"]
+        found["policies"][str(width or "auto")] = contest.policies(mixed, width)
         _save(found, contest, output)
     show(console, found)
     if output == RESULTS:

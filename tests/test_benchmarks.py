@@ -55,6 +55,13 @@ def test_a_load_on_an_engine_in_this_process(script: Callable[[str], ModuleType]
     assert served.mean <= served.p99
 
 
+def test_what_choosing_takes(script: Callable[[str], ModuleType]) -> None:
+    took = script("scheduler_time").calls("boost", waiting=40, times=3)
+    assert took.pop("jobs") == 64  # as long as somebody waits, who left makes room for another
+    assert set(took) == {"nothing", "one came", "one left"}
+    assert min(took.values()) == took["nothing"] > 0
+
+
 def test_widths_and_policies_are_held_against_each_other(script: Callable[[str], ModuleType]) -> None:
     scheduling, docs = script("scheduling"), script("parts.scheduling_docs")
     runner = FakeRunner(ModelConfig(backend="fake", fake_step_ms=0.5))

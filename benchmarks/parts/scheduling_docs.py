@@ -13,11 +13,11 @@ another one for each figure: throughput above 1 and latency below 1 are better t
 the best fixed width's closed-loop throughput.
 
 Measured on {date}, on {cpu}; `python benchmarks/scheduling.py` measures it anew. All settings took turns, and each
-figure is the median of {rounds} rounds; a P99 is the longest of {requests}.
+figure is the median of {rounds} rounds; a P99 is as good as the longest of {requests}.
 """
 POLICIES = """
 A start for what is short, and the shortest remaining time first with different ageing, over first come, first served
-at the same width; steps of 8, 28 and 50, load {load}.
+at the same width; steps of 8, 28 and 50, load {load}, {requests} requests.
 """
 
 
@@ -31,7 +31,7 @@ def section(data: Mapping[str, Any]) -> str:
             "## Scheduling",
             *_paragraphs(ABOUT.format_map(told_of)),
             _table(("workload", "load", "throughput", "mean latency", "P99"), against_fixed(data)),
-            *_paragraphs(POLICIES.format(load=data["policy_load"])),
+            *_paragraphs(POLICIES.format(load=data["policy_load"], requests=about["settings"]["policy_requests"])),
             _table(("width", "policy", "mean latency", "P99"), against_fcfs(data)),
             f"Steps' seconds were predicted with a median error of {data['step_error']:.1%}.",
         ]

@@ -394,6 +394,12 @@ def test_a_step_is_as_wide_as_pays(base: float, width: int) -> None:
     assert len(filled(measured(costs, dynamic_batch_max_size=2), *(job() for _ in range(9))).schedule(0).denoise) <= 2
 
 
+def test_small_jobs_that_can_not_fill_a_step_do_not_keep_large_ones_out() -> None:
+    costs = Costs(known=True, step=StepCost(host=10.0, per_token=0.001), prompt=PROMPT)
+    mixed = [job(100 if index % 8 else 2, arrival=index) for index in range(64)]
+    assert len(filled(measured(costs), *mixed).schedule(64.0).denoise) == 64
+
+
 def test_what_memory_has_no_room_for_is_not_planned() -> None:
     under_test = filled(
         measured(Costs(known=True, step=StepCost(base=9.0), prompt=PROMPT)), *(job(10) for _ in range(9))

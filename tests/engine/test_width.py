@@ -1,10 +1,12 @@
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stepbatch.config import BatchingConfig
 from stepbatch.engine.cost import Costs, LinearCost, StepCost
-from stepbatch.engine.width import SHORT_OF_BEST, USUAL, WIDEST, WIDTHS, Pace, best_width, paces, step_width
+from stepbatch.engine.width import SHORT_OF_BEST, USUAL, WIDEST, WIDTHS, best_width, paces, step_width
 from stepbatch.request import GenerationRequest, Job
 
 seconds = st.floats(0, 1)
@@ -25,7 +27,18 @@ def test_the_knee_is_the_narrowest_that_does_nearly_the_most(cost: StepCost, tok
     rates = [cost.rate(jobs * tokens, jobs * tokens**2) for jobs in range(1, WIDEST + 1)]
     assert rates[width - 1] >= (1 - SHORT_OF_BEST) * max(rates)
     assert all(rate < (1 - SHORT_OF_BEST) * max(rates) for rate in rates[: width - 1])
-    assert paces(cost, BatchingConfig())(tokens, tokens**2).enough == width * tokens
+
+
+@pytest.mark.parametrize(
+    ("cost", "enough"),
+    [
+        (StepCost(base=1e-3, per_token=1e-4), 900),
+        (StepCost(host=0.03, per_token=1e-4), 300),
+        (StepCost(host=9.0, per_token=1e-4), math.inf),  # 64 are worth it, and more tokens would be
+    ],
+)
+def test_jobs_that_can_not_fill_a_step_do_not_say_when_it_is_full(cost: StepCost, enough: float) -> None:
+    assert paces(cost, BatchingConfig())(100, 10_000).enough == enough
 
 
 @pytest.mark.parametrize(
@@ -86,18 +99,18 @@ def test_attention_of_long_sequences_is_paid_for_each_and_not_for_the_square_of_
 @pytest.mark.parametrize(
     ("cost", "limits", "pace"),
     [
-        (StepCost(per_token=0.01), {}, Pace(1.0, 1.0, 1.0)),  # nothing is shared
-        (StepCost(per_token=0.01, base=0.01), {}, Pace(1.01, 1 + 0.01 / 64, 1.01)),  # hardly anything
-        (StepCost(host=8.0, per_token=0.01), {}, Pace(8.0, 1.0, 8.0)),  # eight for the price of one
-        (StepCost(host=8.0, per_token=0.01), {"dynamic_batch_max_size": 5}, Pace(8.0, 2.0, 8.0)),
-        (StepCost(host=8.0, per_token=0.01), {"max_batch_tokens": 250}, Pace(8.0, 4.0, 8.0)),
-        (StepCost(host=8.0, per_token=0.01), {"max_batch_tokens": 9}, Pace(8.0, 8.0, 8.0)),  # over it by itself
-        (StepCost(), {}, Pace(0.0, 0.0, 0.0)),  # nobody knows
+        (StepCost(per_token=0.01), {}, (1.0, 1.0, 1.0)),  # nothing is shared
+        (StepCost(per_token=0.01, base=0.01), {}, (1.01, 1 + 0.01 / 64, 1.01)),  # hardly anything
+        (StepCost(host=8.0, per_token=0.01), {}, (8.0, 1.0, 8.0)),  # eight for the price of one
+        (StepCost(host=8.0, per_token=0.01), {"dynamic_batch_max_size": 5}, (8.0, 2.0, 8.0)),
+        (StepCost(host=8.0, per_token=0.01), {"max_batch_tokens": 250}, (8.0, 4.0, 8.0)),
+        (StepCost(host=8.0, per_token=0.01), {"max_batch_tokens": 9}, (8.0, 8.0, 8.0)),  # over it by itself
+        (StepCost(), {}, (0.0, 0.0, 0.0)),  # nobody knows
     ],
 )
-def test_the_pace_of_a_job_of_a_hundred_tokens(cost: StepCost, limits: dict[str, int], pace: Pace) -> None:
+def test_the_pace_of_a_job_of_a_hundred_tokens(cost: StepCost, limits: dict[str, int], pace: tuple[float, ...]) -> None:
     told = paces(cost, BatchingConfig(**limits))(100, 10_000)  # type: ignore[arg-type]
-    assert (told.alone, told.share, told.usual) == pytest.approx((pace.alone, pace.share, pace.usual))
+    assert (told.alone, told.share, told.usual) == pytest.approx(pace)
 
 
 @given(costs, st.integers(1, 5000))

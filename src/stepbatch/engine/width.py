@@ -22,6 +22,7 @@ from stepbatch.request import Job
 
 TO_COME = 8  # for each job that is here: so many come while there is a queue, and wait as long as it is slow
 SHORT_OF_BEST = 0.01  # of the most work a second: the last percent isn't worth its wait
+SATURATED = 0.9  # of what endless steps would do a second, that a step has to do for others to add little
 USUAL = 4  # jobs in a step, at most, where many would pay: seldom do so many wait
 NEARLY = 0.02  # likewise, of the work a second that such a step does at best
 WIDEST = 64  # jobs in a step
@@ -73,6 +74,14 @@ def best_width(cost: StepCost, tokens: int, squares: int) -> int:
     return next(jobs for jobs, rate in enumerate(rates, 1) if rate >= enough)
 
 
+def _enough(cost: StepCost, tokens: int, squares: int) -> float:
+    """The tokens of a step of such jobs as wide as the knee, where it does about what much larger ones would, too."""
+    width = best_width(cost, tokens, squares)
+    beyond = WIDEST * WIDEST
+    saturated = cost.rate(width * tokens, width * squares) >= SATURATED * cost.rate(beyond * tokens, beyond * squares)
+    return width * tokens if saturated else math.inf
+
+
 @dataclass(frozen=True, slots=True)
 class Pace:
     """What a step of a job takes, seconds."""
@@ -80,7 +89,7 @@ class Pace:
     alone: float  # with no other job
     share: float  # of a step of its like that is as wide as it may be, the job's part
     usual: float  # of a step of its like that is as wide as is usual, all of it
-    enough: int = 0  # tokens, of a step of its like as wide as the knee
+    enough: float  # tokens, of a step of its like as wide as the knee; endless where others have more to gain
 
 
 def paces(cost: StepCost, limits: BatchingConfig, most_tokens: float = math.inf) -> Callable[[int, int], Pace]:
@@ -99,7 +108,7 @@ def paces(cost: StepCost, limits: BatchingConfig, most_tokens: float = math.inf)
         shares = [step / w for step, w in zip(steps, widths, strict=True)]
         enough = min(shares[: bisect(widths, USUAL)]) / (1 - NEARLY)
         usual = next(step for step, share in zip(steps, shares, strict=True) if share <= enough)
-        return Pace(steps[0], min(shares), usual, tokens * best_width(cost, tokens, squares))
+        return Pace(steps[0], min(shares), usual, _enough(cost, tokens, squares))
 
     return pace
 
