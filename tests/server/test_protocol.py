@@ -148,7 +148,7 @@ POST = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n"
 def test_a_head_that_does_not_come_in_time_is_refused(said: bytes) -> None:
     async def test() -> None:
         async with serving(header_seconds=0.2) as site:
-            await refused(await say(site, said), 408, "request_timeout")
+            assert await refused(await say(site, said), 408, "request_timeout")
             await until(lambda: not site.state.connections)
 
     run(test)
@@ -241,7 +241,7 @@ def test_what_has_come_of_a_body_buys_no_time(trickle: bytes) -> None:
                 while not going_on.done():
                     client[1].write(trickle)
                     await asyncio.sleep(0.02)
-            await going_on
+            assert await going_on
 
     run(test)
 
@@ -397,9 +397,10 @@ def test_of_many_too_many_few_linger() -> None:
 def test_who_is_refused_and_does_not_hang_up_is_hung_up_on() -> None:
     async def test() -> None:
         async with serving(header_seconds=0.1) as site:
-            await say(site, b"GET")
+            client = await say(site, b"GET")
             await until(lambda: len(site.state.connections) == 1)
             await until(lambda: not site.state.connections)
+            assert b" 408 " in await heard(client)
 
     run(test)
 
