@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from parts.processes import resident_mb
+from parts.serving_docs import rewrite_page
 from stepbatch.bench.environment import environment
 from stepbatch.bench.options import (
     DatasetOptions,
@@ -80,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     about = environment(PACKAGES) | {"model": Path(options.model_path).name, "side": SIDE, "steps": STEPS}
     output.write_text(json.dumps({"environment": about, "queue_seconds": QUEUE_SECONDS, **found}, indent=2) + "\n")
+    if output == RESULTS:
+        rewrite_page()
     console.print(f"all of it: {output}")
 
 

@@ -31,10 +31,10 @@ import msgspec
 from rich.console import Console
 
 from parts.pipelines_docs import told
-from parts.serving_docs import write_docs
+from parts.serving_docs import PAGE, write_docs
 from parts.serving_report import rounded, save, show
 from parts.workloads import SEED, write_prompts
-from serving import DOCS, HERE, PACKAGES, available, order
+from serving import HERE, PACKAGES, available, order
 from stepbatch.bench.environment import environment
 from stepbatch.bench.load.api import prepare
 from stepbatch.bench.options import DatasetOptions, LoadOptions, RequestOptions, ServingOptions, TargetOptions
@@ -230,7 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show(console, data)
     console.print(told(data))
     whole = not options.quick and options.output is None and set(servers) == set(SERVERS)
-    if docs := options.docs or (DOCS if whole else None):
+    if docs := options.docs or (PAGE if whole else None):
         write_docs(output.with_name("serving.json"), docs)
     console.print(f"every run's figures: {output}")
     return 1 if any(run["summary"]["completed_requests"] < run["summary"]["requests"] for run in data["runs"]) else 0

@@ -22,6 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from parts.open_loop import poisson
+from parts.serving_docs import rewrite_page
 from stepbatch import AsyncEngine, EngineConfig, GenerationRequest, ModelConfig
 from stepbatch.bench.environment import environment
 from stepbatch.demo import MODEL_PATH
@@ -112,6 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     about = environment(PACKAGES) | {"model": Path(options.model_path).name}
     output.write_text(json.dumps({"environment": about, **found}, indent=2) + "\n")
+    if output == RESULTS:
+        rewrite_page()
     console.print(f"all of it: {output}")
 
 

@@ -23,6 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from parts.serving_docs import rewrite_page
 from stepbatch.bench.environment import environment
 from stepbatch.config import BatchingConfig
 from stepbatch.engine.cost import Costs, LinearCost, StepCost
@@ -134,6 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     show(Console() if sys.stdout.isatty() else Console(width=120), found)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(found, indent=2) + "\n")
+    if output == RESULTS:
+        rewrite_page()
 
 
 def show(console: Console, found: dict[str, Any]) -> None:

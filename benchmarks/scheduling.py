@@ -28,7 +28,7 @@ from rich.table import Table
 
 from parts.open_loop import Served, poisson, serve
 from parts.scheduling_docs import against_fcfs, against_fixed
-from parts.serving_docs import write_docs
+from parts.serving_docs import rewrite_page
 from stepbatch.bench.environment import environment
 from stepbatch.config import BatchingConfig, EngineConfig, ModelConfig
 from stepbatch.demo import MODEL_PATH
@@ -39,7 +39,6 @@ from stepbatch.engine.probe import probe
 from stepbatch.request import GenerationRequest
 
 RESULTS = Path(__file__).parent / "results" / "scheduling.json"
-DOCS = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 PACKAGES = ("torch", "diffusers", "transformers")
 WIDTHS = (1, 2, 4, 8, 16)
 LOADS = (0.5, 0.8, 0.95)
@@ -226,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _save(found, contest, output)
     show(console, found)
     if output == RESULTS:
-        write_docs(output.with_name("serving.json"), DOCS)
+        rewrite_page()
 
 
 def _save(found: dict[str, Any], contest: Contest, output: Path) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
-from parts.serving_docs import write_docs
+from parts.serving_docs import PAGE, write_docs
 from parts.serving_report import SERVERS, rounded, save, show
 from parts.workloads import NEGATIVE, POISSON_LOAD, WORKLOADS, Checkpoint, Name, choices, load, write_prompts
 from stepbatch.bench.environment import environment
@@ -37,7 +37,6 @@ from stepbatch.errors import SetupError
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "serving.json"
-DOCS = HERE.parent / "docs" / "benchmarks.md"
 PACKAGES = ("torch", "diffusers", "transformers", "fastapi", "uvicorn", "litserve", "ray")
 SERIAL = "fastapi_lock"  # whose throughput says what one request at a time can serve
 NEEDS = {"litserve_server": "litserve", "ray_server": "ray"}
@@ -178,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     servers = available(options.servers or list(SERVERS), console.print)
     whole = len(servers) == len(SERVERS) and not (options.quick or options.model_path)
     output = options.output or (RESULTS if whole else RESULTS.with_name("serving-quick.json"))
-    docs = options.docs or (DOCS if output == RESULTS else None)
+    docs = options.docs or (PAGE if output == RESULTS else None)
     try:
         data = run(settings, servers, options.model_path, output, console.print)
     except (SetupError, subprocess.CalledProcessError) as error:

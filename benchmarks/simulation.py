@@ -27,6 +27,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from parts.serving_docs import rewrite_page
 from stepbatch.bench.environment import environment
 from stepbatch.bench.options import (
     DatasetOptions,
@@ -89,6 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     about = environment(PACKAGES) | {"model": Path(options.model_path).name, "requests": count, "profiles": PROFILES}
     output.write_text(json.dumps({"environment": about, "runs": runs}, indent=2) + "\n")
+    if output == RESULTS:
+        rewrite_page()
     console.print(f"all of it: {output}")
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import statistics
-import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+from parts.markdown import paragraphs
 from parts.serving_report import COLUMNS, OURS, TITLES, rows
 
 CEILING = "in_process"
@@ -30,13 +30,13 @@ def section(data: Mapping[str, Any]) -> str:
     """The section, as Markdown."""
     about = data["environment"]
     told_of = {"date": about["date"][:10], "cpu": about["cpu"], **about["settings"]}
-    parts = ["## Pipelines beside LitServe and Ray Serve", *_paragraphs(ABOUT.format_map(told_of))]
+    parts = ["## Pipelines beside LitServe and Ray Serve", paragraphs(ABOUT.format_map(told_of))]
     for name, about in data["checkpoints"].items():
         for workload in about["workloads"]:
             lines = [f"| {' | '.join(COLUMNS)} |", "| --- " + "| ---: " * (len(COLUMNS) - 1) + "|"]
             lines += [f"| {' | '.join(row.cells())} |" for row in rows(data, name, workload)]
             parts += [f"### {TITLES[workload]}", _explained(about["workloads"][workload]), "\n".join(lines)]
-    parts += _paragraphs(told(data))
+    parts.append(paragraphs(told(data)))
     parts.append("The code is [`pipelines.py`](../benchmarks/pipelines.py).")
     return "\n\n".join(parts)
 
@@ -69,12 +69,4 @@ def _explained(choices: Mapping[str, list[Any]]) -> str:
     sizes, steps = choices["size"], choices["num_inference_steps"]
     count = len(sizes) * len(steps)
     kinds = "one signature" if count == 1 else f"{count} signatures"
-    return _wrapped(f"{' or '.join(sizes)}, {', '.join(map(str, steps))} steps: {kinds}; prompts and seeds differ.")
-
-
-def _paragraphs(text: str) -> list[str]:
-    return [_wrapped(part) for part in text.strip().split("\n\n")]
-
-
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+    return paragraphs(f"{' or '.join(sizes)}, {', '.join(map(str, steps))} steps: {kinds}; prompts and seeds differ.")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from parts.markdown import paragraphs, table
 
 ABOUT = """
 Widths that the scheduler finds by itself beside fixed ones, with the bundled model in one process, {threads} thread,
@@ -29,10 +30,10 @@ def section(data: Mapping[str, Any]) -> str:
     return "\n\n".join(
         [
             "## Scheduling",
-            *_paragraphs(ABOUT.format_map(told_of)),
-            _table(("workload", "load", "throughput", "mean latency", "P99"), against_fixed(data)),
-            *_paragraphs(POLICIES.format(load=data["policy_load"], requests=about["settings"]["policy_requests"])),
-            _table(("width", "policy", "mean latency", "P99"), against_fcfs(data)),
+            paragraphs(ABOUT.format_map(told_of)),
+            table(("workload", "load", "throughput", "mean latency", "P99"), against_fixed(data)),
+            paragraphs(POLICIES.format(load=data["policy_load"], requests=about["settings"]["policy_requests"])),
+            table(("width", "policy", "mean latency", "P99"), against_fcfs(data)),
             f"Steps' seconds were predicted with a median error of {data['step_error']:.1%}.",
         ]
     )
@@ -57,14 +58,3 @@ def against_fcfs(data: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
         for name, run in runs.items():
             if name != "fcfs":
                 yield width, name, *(f"{run[key] / runs['fcfs'][key]:.2f}" for key in ("mean", "p99"))
-
-
-def _table(columns: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
-    lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
-
-
-def _paragraphs(text: str) -> list[str]:
-    return [
-        textwrap.fill(part, 120, break_long_words=False, break_on_hyphens=False) for part in text.strip().split("\n\n")
-    ]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from parts import pipelines_docs, scheduling_docs
+from parts import pipelines_docs, scheduling_docs, timing_docs
+from parts.markdown import paragraphs
 from parts.serving_report import COLUMNS, TITLES, rows
 from parts.workloads import POISSON_LOAD, PROMPT_TOKENS, SEED, WARMUP
 
+RESULTS = Path(__file__).parent.parent / "results"
+PAGE = RESULTS.parent.parent / "docs" / "benchmarks.md"
 SERIAL, BATCHING = "fastapi_lock", ("litserve_server", "ray_server")
 SIGNATURE = ("size", "num_inference_steps", "guidance_scale")  # what must be equal for requests to share a peer's call
 GOAL = 1.5  # times a peer's throughput, where work is mixed
@@ -63,6 +65,15 @@ On mixed requests, sharing steps can bring about as much over one at a time, and
 together what happens to be equal. So the model leaves no room for {goal:g} times everywhere: the least is {least:.2f}x.
 """
 
+BESIDE = {  # results that have a section where they are beside the others
+    "pipelines": pipelines_docs.section,
+    "scheduling": scheduling_docs.section,
+    "overload": timing_docs.overload,
+    "prediction": timing_docs.prediction,
+    "simulation": timing_docs.simulation,
+    "scheduler_time": timing_docs.scheduler_time,
+}
+
 
 def write_docs(results: Path, docs: Path) -> None:
     """Write the page from what was saved: nothing in it comes from anywhere else."""
@@ -73,15 +84,20 @@ def write_docs(results: Path, docs: Path) -> None:
     s = about["settings"]
     counts = {name: _counted(s[name], name.removesuffix("s")) for name in ("threads", "rounds", "requests")}
     method = METHOD.format_map(counts | {"concurrency": s["concurrency"], "warmup": WARMUP, "load": POISSON_LOAD})
-    parts = ["# Benchmarks", _paragraphs(head), "## What is compared", COMPARED.strip(), _paragraphs(method)]
+    parts = ["# Benchmarks", paragraphs(head), "## What is compared", COMPARED.strip(), paragraphs(method)]
     parts.append(_command(s))
     for name in data["checkpoints"]:
         parts += _checkpoint(data, name)
-    for name, section in (("pipelines", pipelines_docs.section), ("scheduling", scheduling_docs.section)):
+    for name, section in BESIDE.items():
         more = results.with_name(f"{name}.json")
         if more.exists():
             parts.append(section(json.loads(more.read_text())))
     docs.write_text("\n\n".join(parts) + "\n")
+
+
+def rewrite_page() -> None:
+    """Write the project's page anew, from what is in results/."""
+    write_docs(RESULTS / "serving.json", PAGE)
 
 
 def _command(s: Mapping[str, Any]) -> str:
@@ -124,7 +140,7 @@ def _summary(data: Mapping[str, Any], checkpoint: str) -> str:
         lines.append(ROOM.format(room=room))
         if mixed and min(mixed) < GOAL and room < ENOUGH_ROOM:
             lines.append(LITTLE_ROOM.format(goal=GOAL, least=min(mixed)))
-    return _paragraphs("\n\n".join(line.strip() for line in lines))
+    return paragraphs("\n\n".join(line.strip() for line in lines))
 
 
 def _explained(workload: str, about: Mapping[str, Any]) -> str:
@@ -153,7 +169,7 @@ def _explained(workload: str, about: Mapping[str, Any]) -> str:
             f"The same kind of requests, {about['poisson_rate']:.2f} a second on average. Servers that keep up have "
             "the throughput of the arrivals, so what differs is latency."
         )
-    return _wrapped(text)
+    return paragraphs(text)
 
 
 def _calls(choices: Mapping[str, Sequence[Any]], count: int = 8) -> float:
@@ -169,11 +185,3 @@ def _range(ratios: Sequence[float]) -> str:
 
 def _counted(count: int, thing: str) -> str:
     return f"{count} {thing}{'s' * (count != 1)}"
-
-
-def _paragraphs(text: str) -> str:
-    return "\n\n".join(map(_wrapped, text.strip().split("\n\n")))
-
-
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
