@@ -137,6 +137,9 @@ class FakeRunner:
             pictures.append(None if spent < left else self._picture(job))
         return pictures
 
+    def decode_beside(self, jobs: Sequence[Job]) -> list[bytes | RequestError | None]:
+        return self.decode(jobs)
+
     def forget(self, job: Job) -> None:
         self._left.pop(job.id, None)
 

@@ -10,6 +10,7 @@ from tests.models.parity import picture
 
 from stepbatch.config import EngineConfig, ModelConfig
 from stepbatch.engine import decode_time
+from stepbatch.engine.cost import UNKNOWN, Costs, StepCost
 from stepbatch.engine.engine import Engine
 from stepbatch.engine.messages import FromEngine, Output, Submit
 from stepbatch.engine.runner import TorchRunner
@@ -62,6 +63,57 @@ def test_a_decoding_in_slices_gives_the_same_pixels(runner: TorchRunner) -> None
     assert found == [expected, None]
     assert slices > 20
     assert runner.decode([one, other], 60.0) == [expected, pixels(runner, other)]
+    assert hooks(runner) == 0
+
+
+def slow(monkeypatch: pytest.MonkeyPatch, looks: int) -> None:
+    """As on a device that is still at it when it is asked, so often."""
+    left = iter([False] * looks)
+    monkeypatch.setattr(torch.cpu.Event, "query", lambda event: next(left, True))
+
+
+def test_a_decoding_beside_steps_gives_the_same_pixels(runner: TorchRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = encoded(runner, "one"), encoded(runner, "other", seed=2)
+    running = encoded(runner, "running", seed=3, steps=500)
+    expected = [pixels(runner, one), pixels(runner, other)]
+    slow(monkeypatch, looks=3)
+    assert runner.decode_beside([one, other]) == [None, None]
+    runner.denoise([running], lambda step, steps: None)
+    assert runner.decode_beside([one, other]) == [None, expected[1]]
+    assert runner.decode_beside([one]) == [expected[0]]
+
+
+def test_what_is_decoded_beside_steps_is_waited_for_where_there_are_none(
+    runner: TorchRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, made = encoded(runner, "one"), []
+    expected = pixels(runner, job)
+    slow(monkeypatch, looks=1)
+    assert runner.decode_beside([job]) == [None]
+    monkeypatch.setattr(runner.model, "decode", lambda *arguments: made.append(arguments))
+    assert runner.decode([job], 0.0) == [expected]
+    assert not made, "it was begun anew"
+
+
+def test_nothing_is_kept_of_a_job_that_is_forgotten_while_it_is_decoded_beside_steps(
+    runner: TorchRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = encoded(runner, "one")
+    slow(monkeypatch, looks=1)
+    assert runner.decode_beside([job]) == [None]
+    runner.free_memory()  # waits, and loses nothing
+    assert set(runner._decoder._beside) == {job.id}
+    runner.forget(job)
+    assert not runner._decoder._beside
+
+
+def test_a_paused_decoding_begins_anew_beside_steps(runner: TorchRunner) -> None:
+    job = encoded(runner, "one")
+    expected = pixels(runner, job)
+    for _ in range(5):
+        assert runner.decode([job], 0.0) == [None]
+    assert runner.decode_beside([job]) == [expected]
+    assert runner._decoder._paused is None
     assert hooks(runner) == 0
 
 
@@ -124,7 +176,7 @@ def test_a_fault_in_a_slice_is_the_jobs_and_leaves_nothing_behind(
     assert runner.decode([job]) == [expected]
 
 
-def drawn(runner: TorchRunner) -> tuple[dict[str, bytes], int]:
+def drawn(runner: TorchRunner, costs: Costs = UNKNOWN) -> tuple[dict[str, bytes], int]:
     """The pictures of four requests that are there at once, and in how many rounds they were made."""
     pictures: dict[str, bytes] = {}
 
@@ -132,7 +184,7 @@ def drawn(runner: TorchRunner) -> tuple[dict[str, bytes], int]:
         if isinstance(message, Output):
             pictures[message.request_id] = message.pixels
 
-    engine = Engine(TorchRunner(runner.model), EngineConfig(), emit=take)
+    engine = Engine(TorchRunner(runner.model), EngineConfig(), emit=take, costs=costs)
     for i in range(4):
         request = GenerationRequest(prompt=f"w{i}", width=64, height=64, num_inference_steps=1 + i, seed=i)
         engine.submit(Submit(str(i), request, [0], time.monotonic()))
@@ -150,4 +202,11 @@ def test_the_engine_draws_the_same_in_slices(z_image_runner: TorchRunner, monkey
     monkeypatch.setattr(decode_time, "SLICE_SECONDS", 0.0)
     pictures, rounds = drawn(z_image_runner)
     assert rounds > 20
+    assert pictures == expected
+
+
+def test_the_engine_draws_the_same_beside_steps(z_image_runner: TorchRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, _ = drawn(z_image_runner)
+    slow(monkeypatch, looks=4)
+    pictures, _ = drawn(z_image_runner, Costs(known=True, step=StepCost(base=0.01), beside=True))
     assert pictures == expected

@@ -191,6 +191,47 @@ def test_a_job_cancelled_in_a_unit_that_fails_has_one_ending() -> None:
     assert correct(one.endings()["good", 0])
 
 
+class BesideRunner(FakeRunner):
+    """Decodes beside steps, three of them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.looks: Counter[tuple[str, int]] = Counter()
+        self.waited: list[tuple[str, int]] = []
+
+    def decode_beside(self, jobs: Sequence[Job]) -> list[bytes | RequestError | None]:
+        self.looks.update(job.id for job in jobs)
+        return [super(BesideRunner, self).decode([job])[0] if self.looks[job.id] > 3 else None for job in jobs]
+
+    def decode(self, jobs: Sequence[Job], seconds: float = math.inf) -> list[bytes | RequestError | None]:
+        self.waited.extend(job.id for job in jobs)
+        return super().decode(jobs, seconds)
+
+
+def test_outputs_are_decoded_beside_steps_and_waited_for_where_there_are_none() -> None:
+    runner = BesideRunner(ModelConfig(backend="fake", fake_step_ms=0))
+    costs = Costs(known=True, step=StepCost(base=0.1), decode=LinearCost(each=0.05), beside=True)
+    one = Recorded(runner=runner, costs=costs)
+    one.submit("short", n=2, steps=2)
+    one.submit("nan", prompt="[nan]", steps=3)
+    one.submit("cancelled", steps=3)
+    one.submit("long", steps=9)
+    while runner.looks["cancelled", 0] == 0:
+        one.engine.step()
+    one.engine.cancel("cancelled")
+    one.finish()
+    endings = one.endings()
+    assert correct(endings["short", 0])
+    assert correct(endings["short", 1], seed=8)
+    assert correct(endings["long", 0])
+    assert failure(endings["nan", 0]) == InvalidModelOutput.code
+    assert isinstance(endings["cancelled", 0], Cancelled)
+    assert runner.waited == [("long", 0)], "nothing else has to wait"
+    assert runner.looks["short", 0] == 4
+    steps = [len(unit.jobs) for unit in one.units("denoise")]
+    assert len(steps) == 9, "no step waits for a decoding"
+
+
 def test_a_job_that_must_be_alone_is() -> None:
     one = Recorded()
     for name in ("a", "b", "c"):

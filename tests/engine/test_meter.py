@@ -103,6 +103,18 @@ def test_a_decoding_in_parts_counts_once() -> None:
     assert found.decode.of(64 * 64) == pytest.approx(12.0, rel=0.05)
 
 
+def test_what_is_decoded_beside_steps_says_nothing_of_what_decoding_takes() -> None:
+    clock, jobs = Clock(), [job()]
+    meter = Meter(clock, msgspec.structs.replace(KNOWN, beside=True), whole_calls=False)
+    for _ in range(40):
+        work(meter, clock, "decode", jobs, 0.001)
+        work(meter, clock, "denoise", jobs, 8.0)
+    found = meter.news()
+    assert found is not None
+    assert found.beside
+    assert found.decode == KNOWN.decode
+
+
 def test_what_the_engine_does_after_a_unit_is_part_of_it_and_idling_is_not() -> None:
     clock = Clock()
     meter = Meter(clock, KNOWN, whole_calls=False)

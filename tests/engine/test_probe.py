@@ -6,8 +6,9 @@ import pytest
 from stepbatch.config import ModelConfig
 from stepbatch.engine.clock import DeviceClock
 from stepbatch.engine.cost import UNKNOWN, StepCost
+from stepbatch.engine.measured import Measured, StepPoint
 from stepbatch.engine.meter import Encoded, encoded_anew
-from stepbatch.engine.probe import Measured, StepPoint, probe
+from stepbatch.engine.probe import probe
 from stepbatch.engine.runner import TorchRunner
 from stepbatch.engine.width import best_width
 from stepbatch.errors import InvalidValue, RequestError
@@ -83,6 +84,43 @@ def test_the_curve_is_that_of_the_machine(measured: Measured) -> None:
     assert costs.image.of(64 * 64) > 0
 
 
+class BehindClock(PretendClock):
+    runs_behind = True
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_decoding_beside_a_step_is_held_against_one_before_it(at_once: bool) -> None:
+    class Streams(Machine):
+        """May do a decoding and a step in the time of the longer of the two."""
+
+        left = 0.0  # of the decoding
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.clock = self.pretended = BehindClock()
+
+        def decode(self, jobs: Sequence[Job], seconds: float = 0.0) -> list[bytes | RequestError | None]:
+            if not self.left:
+                return super().decode(jobs, seconds)
+            self.pretended.spend(self.left)
+            self.left = 0.0
+            return [b""]
+
+        def decode_beside(self, jobs: Sequence[Job]) -> list[bytes | RequestError | None]:
+            self.left = 0.004
+            return [None]
+
+        def denoise(self, jobs: Sequence[Job], tick: Callable[[int, int], None]) -> None:
+            super().denoise(jobs, tick)
+            if at_once:
+                self.left = max(0.0, self.left - MACHINE.seconds(sum(job.tokens for job in jobs), 0))
+
+    found = probe(Streams(), 20.0)
+    assert (found.beside < 0.9) is at_once
+    assert found.costs().beside is at_once
+    assert probe(Machine(), 5.0).beside == 1.0
+
+
 def test_the_host_and_the_way_of_weights_are_measured_by_themselves() -> None:
     class Launching(Machine):
         """Weights are on their way for 50 ms at each step, and launching takes the host a little."""
@@ -98,9 +136,6 @@ def test_the_host_and_the_way_of_weights_are_measured_by_themselves() -> None:
 
         def streamed_seconds(self) -> float:
             return 0.05
-
-    class BehindClock(PretendClock):
-        runs_behind = True
 
     found = probe(Launching(), 20.0)
     assert found.streamed == 0.05

@@ -95,6 +95,10 @@ class TimedRunner:
         with self._timed("decode", jobs):
             return self.runner.decode(jobs, seconds)
 
+    def decode_beside(self, jobs: Sequence[Job]) -> list[bytes | RequestError | None]:
+        with self._timed("decode", jobs):
+            return self.runner.decode_beside(jobs)
+
     def forget(self, job: Job) -> None:
         self.runner.forget(job)
 

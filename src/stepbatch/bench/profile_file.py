@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from stepbatch.engine.cost import Costs
-from stepbatch.engine.probe import StepPoint
+from stepbatch.engine.measured import StepPoint
 from stepbatch.errors import SetupError
 from stepbatch.model_info import ModelInfo
 

@@ -80,6 +80,7 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     decode: LinearCost = LinearCost()  # an output, by the pixels of all its frames, seconds
     step_memory: LinearCost = LinearCost()  # bytes: of the loaded model, and for each token of a step
     decode_memory: LinearCost = LinearCost()  # bytes beyond the loaded model, by an output's pixels
+    beside: bool = False  # whether it was measured to be quicker to decode beside steps than between them
 
     def step_of(self, jobs: Sequence[Job]) -> float:
         """Seconds of a denoising step of these jobs."""

@@ -84,6 +84,9 @@ class Runner(Protocol):
             ``None`` for those that are to be asked for again.
         """
 
+    def decode_beside(self, jobs: Sequence[Job]) -> list[bytes | RequestError | None]:
+        """The same beside steps, where the device can do that: begins with them, or looks who is done, and returns."""
+
     def forget(self, job: Job) -> None:
         """Free what is held for a job that has ended, if anything is."""
 
@@ -315,10 +318,11 @@ class Engine:
 
     def _decode_all(self, plan: Plan) -> None:
         """Decode, all together where that is short; else one after the other, for as long as others may wait."""
-        seconds = decode_room(plan, self.scheduler.costs, self._step_seconds)
+        beside = self.scheduler.costs.beside and bool(plan.denoise)
+        seconds = math.inf if beside else decode_room(plan, self.scheduler.costs, self._step_seconds)
         until = time.monotonic() + seconds
         for jobs in [plan.decode] if seconds == math.inf else [[job] for job in plan.decode]:
-            decoded = self._run("decode", jobs, partial(self._decode, until=until))
+            decoded = self._run("decode", jobs, self._decode_beside if beside else partial(self._decode, until=until))
             for job in self.scheduler.finish(job for job in decoded if job.id in self._pixels):
                 self.runner.forget(job)
                 self.emit(_output(job, self._pixels.pop(job.id)))
@@ -326,7 +330,12 @@ class Engine:
                 break
 
     def _decode(self, jobs: Sequence[Job], until: float) -> None:
-        pictures = self.runner.decode(jobs, until - time.monotonic())
+        self._take(jobs, self.runner.decode(jobs, until - time.monotonic()))
+
+    def _decode_beside(self, jobs: Sequence[Job]) -> None:
+        self._take(jobs, self.runner.decode_beside(jobs))
+
+    def _take(self, jobs: Sequence[Job], pictures: Sequence[bytes | RequestError | None]) -> None:
         for job, picture in zip(jobs, pictures, strict=True):
             if isinstance(picture, RequestError):
                 self._fail(job, picture)

@@ -57,6 +57,9 @@ class PipelineRunner:
     def decode(self, jobs: Sequence[Job], seconds: float = math.inf) -> list[bytes | RequestError | None]:
         return [self._drawn[job.id] for job in jobs]
 
+    def decode_beside(self, jobs: Sequence[Job]) -> list[bytes | RequestError | None]:
+        return self.decode(jobs)
+
     def forget(self, job: Job) -> None:
         self._drawn.pop(job.id, None)
 

@@ -12,14 +12,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from statistics import fmean, median
+from statistics import median
 
 import msgspec
 
 from stepbatch.engine.clock import DeviceClock
-from stepbatch.engine.cost import Costs, LinearCost
+from stepbatch.engine.cost import Costs
 from stepbatch.engine.engine import Engine, Runner
-from stepbatch.engine.fitting import SPREAD, Sample, StepSample, fit_linear, fit_step
+from stepbatch.engine.fitting import Sample, StepSample, fit_linear, fit_step
+from stepbatch.engine.measured import MIXED, Measured, StepPoint
 from stepbatch.engine.memory import tokens_within
 from stepbatch.engine.meter import Encoded
 from stepbatch.engine.width import best_width
@@ -40,51 +41,10 @@ STEPS_SHARE = 0.7  # of the time there is, for steps; the rest is for encoding a
 SHARE = 0.05  # of the time there is, beyond which a size and width takes no third step
 CALL_STEPS = (2, 4)  # of whole calls, whose difference is what steps take
 STRENGTH = 0.6  # of image-to-image
-MIXED = 0.3  # how much a step of several sizes counts beside one of equal jobs, which it is slower than
 LOOKS, STRANGE = 2, 0.1  # how often a step that the straight curve misses by more is tried again
 SHORTEST = 1e-6  # seconds: nothing takes no time
+TURNS = 2  # of steps with a decoding before them, and of steps with one beside them
 PROMPTS = 3  # that are encoded, the first of which doesn't count
-
-
-class StepPoint(msgspec.Struct, frozen=True, kw_only=True):
-    """A step that was measured: so many jobs of one size."""
-
-    width: int  # pixels
-    height: int
-    jobs: int
-    tokens: int  # of all sequences
-    squares: int  # of their tokens, added up
-    seconds: float
-
-
-class Measured(msgspec.Struct, kw_only=True):
-    """What was measured."""
-
-    points: list[StepPoint] = []
-    mixed: list[StepSample] = []  # steps of several sizes
-    host: float = 0.0  # seconds that launching a step takes, where the host doesn't compute itself
-    streamed: float = 0.0  # seconds that a step's weights are on their way, where they don't stay on the device
-    prompts: list[float] = []  # seconds of each
-    images: list[Sample] = []  # by pixels, seconds
-    decodes: list[Sample] = []  # by the pixels of all frames, seconds
-    step_memory: list[Sample] = []  # by tokens, bytes
-    decode_memory: list[Sample] = []  # by the pixels of all frames, bytes beyond the loaded model
-    seconds: float = 0.0  # that all of it took
-
-    def costs(self) -> Costs:
-        """The costs that are nearest to it; steps of one size say nothing of others, and so nothing at all."""
-        steps = [StepSample(tokens=p.tokens, squares=p.squares, seconds=p.seconds) for p in self.points] + self.mixed
-        if max((s.tokens for s in steps), default=0) < SPREAD * min((s.tokens for s in steps), default=1):
-            return Costs()
-        return Costs(
-            known=True,
-            step=fit_step(steps, self.host, self.streamed),
-            prompt=LinearCost(each=_quiet(self.prompts) if self.prompts else 0.0),
-            image=fit_linear(self.images or self.decodes),  # through the VAE, one way or the other
-            decode=fit_linear(self.decodes),
-            step_memory=fit_linear(self.step_memory),
-            decode_memory=fit_linear(self.decode_memory),
-        )
 
 
 def probe(runner: Runner, seconds: float, sizes: Sequence[tuple[int, int]] = ()) -> Measured:
@@ -150,6 +110,10 @@ class _Probe:
         for _ in range(LOOKS if self._steps_tried else 0):
             self._look_again()
         self._take_down()
+        if self.runner.clock.runs_behind and not self.runner.whole_calls:
+            for request in sorted(requests, key=lambda request: abs(request.pixels - self._usual_pixels))[:1]:
+                if Engine.attempt(partial(self._beside, request)):
+                    self.runner.free_memory()
         if not self.runner.whole_calls:
             for request in requests:
                 self._encode_image(request)
@@ -246,6 +210,29 @@ class _Probe:
             took = self.runner.clock.time(lambda: self.runner.decode(jobs), 2)
         self.measured.decodes.append(Sample(size=pixels, cost=median(took)))
         self.measured.decode_memory.append(Sample(size=pixels, cost=max(0, self.peak.bytes() - held)))
+
+    def _beside(self, request: GenerationRequest) -> None:
+        """A step, with an output decoded before it and with one decoded beside it."""
+        if not self._affords(self.measured.decodes, request.pixels, 2 * 2 * TURNS):
+            return
+        done, running = self._job(request, 0), self._job(request, 1)
+        took: dict[bool, list[float]] = {False: [], True: []}
+        try:
+            self.runner.encode([done, running])
+            for turn in range(2 * TURNS):
+                beside = turn % 2 == 1
+                took[beside] += self.runner.clock.time(partial(self._both, done, running, beside), 1)
+        finally:
+            for job in (done, running):
+                self.runner.forget(job)
+        self.measured.beside = min(took[True]) / min(took[False])
+
+    def _both(self, done: Job, running: Job, beside: bool) -> None:
+        decode = self.runner.decode_beside if beside else self.runner.decode
+        pictures = decode([done])
+        self.runner.denoise([running], _silent)
+        if pictures == [None]:
+            self.runner.decode([done])
 
     def _affords(self, known: Sequence[Sample], pixels: int, times: int) -> bool:
         """Whether there is time to do so often what took so long of other sizes."""
@@ -382,11 +369,6 @@ def _usual(seconds: Sequence[float]) -> float:
     """Of equal steps, what those after the first take, unless most of them were disturbed, which the first shows."""
     usual = median(seconds[1:] or seconds)
     return seconds[0] if seconds[0] * DISTURBED < usual else usual
-
-
-def _quiet(seconds: Sequence[float]) -> float:
-    """Of the same thing done a few times, the mean of the quicker half: whatever else the machine does only adds."""
-    return fmean(sorted(seconds)[: (len(seconds) + 1) // 2])
 
 
 def _grey(width: int, height: int, shade: int) -> InputImage:

@@ -154,10 +154,15 @@ class TorchRunner:
             pictures.append(None if time_up else self._decoder.decode(job, self.latents(job), left))
         return pictures
 
+    @torch.inference_mode()
+    @device_errors()
+    def decode_beside(self, jobs: Sequence[Job]) -> list[bytes | RequestError | None]:
+        return [self._decoder.decode_beside(job, self.latents(job)) for job in jobs]
+
     def forget(self, job: Job) -> None:
         self._states.pop(job.id, None)
         self._batches = [batch for batch in self._batches if job.id not in batch.jobs]
-        self._decoder.abandon(job.id)
+        self._decoder.forget(job.id)
 
     def peak_memory_mb(self) -> float:
         return device_memory.peak_mb(self.model.device)

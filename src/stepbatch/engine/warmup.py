@@ -22,7 +22,8 @@ from stepbatch import __version__
 from stepbatch.config import EngineConfig
 from stepbatch.engine.cost import UNKNOWN, Costs
 from stepbatch.engine.engine import Runner
-from stepbatch.engine.probe import Measured, probe
+from stepbatch.engine.measured import Measured
+from stepbatch.engine.probe import probe
 
 OFF = "off"
 FAKE_SECONDS = 0.25  # that a fake model is measured for at least,

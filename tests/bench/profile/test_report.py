@@ -50,7 +50,13 @@ def test_it_says_what_the_curve_means() -> None:
     assert "Decoding a picture takes 100 ms and 1.05 s a megapixel." in said
     assert "times the pictures a second" in said
     assert "bent" not in said
+    assert "beside steps" not in said
     assert max(map(len, said.splitlines())) <= 120
+
+
+def test_it_says_where_outputs_are_decoded_beside_steps() -> None:
+    one = profile()
+    assert "beside steps" in render(msgspec.structs.replace(one, costs=msgspec.structs.replace(one.costs, beside=True)))
 
 
 def test_videos_are_called_videos() -> None:

@@ -19,7 +19,8 @@ from stepbatch.config import EngineConfig, ModelConfig
 from stepbatch.engine.backends import load_runner
 from stepbatch.engine.engine import Runner
 from stepbatch.engine.fitting import Sample
-from stepbatch.engine.probe import PROMPT, Measured
+from stepbatch.engine.measured import Measured
+from stepbatch.engine.probe import PROMPT
 from stepbatch.errors import OptionError
 from stepbatch.request import GenerationRequest
 

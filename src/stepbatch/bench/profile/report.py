@@ -63,6 +63,8 @@ def _others(profile: ProfileFile) -> Iterator[str]:
     for what, cost in (("An input image", costs.image), (f"Decoding a {_output(profile)}", costs.decode)):
         if cost != LinearCost():
             yield f"{what} takes {duration(cost.each)} and {duration(cost.per_unit * PIXELS)} a megapixel."
+    if costs.beside:
+        yield "Outputs are decoded beside steps: the two take less than one after the other."
     if costs.step_memory.each:
         memory = costs.step_memory.each / 2**30, costs.step_memory.per_unit * 1000 / 2**20
         yield f"Memory: {memory[0]:.1f} GiB, and {memory[1]:.1f} MiB for a thousand tokens of a step."

@@ -14,7 +14,7 @@ from stepbatch.bench.results import check_writable, save
 from stepbatch.config import EngineConfig
 from stepbatch.engine.backends import load_runner
 from stepbatch.engine.engine import Runner
-from stepbatch.engine.probe import Measured
+from stepbatch.engine.measured import Measured
 from stepbatch.engine.warmup import measure
 from stepbatch.errors import SetupError
 
