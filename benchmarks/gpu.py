@@ -5,7 +5,8 @@ Run with: python benchmarks/gpu.py [--parts NAME ...] [--models NAME ...] [--bud
 What each part measures:
   card     the device's own ceilings: copies, multiplications, attention
   steps    milliseconds a step at several sizes and widths, beside diffusers' transformer with the same weights, eager
-           and compiled; how far the predictions are apart; seconds an image, stage by stage
+           and compiled; how far the predictions are apart; seconds an image, stage by stage; what a server finds at
+           its start: how many pictures share a step, and whether decoding goes on beside steps
   burst    64 requests to a server, 4 and 12 at a time, with batching and without
   offload  steps with the transformer's blocks in the CPU's memory, with 1 and 8 pictures in flight
 

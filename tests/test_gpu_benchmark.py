@@ -53,6 +53,9 @@ def test_a_models_steps_are_measured_and_held_against_diffusers(
         assert difference["relative"] < 1e-5 < difference["reference_rms"]
     (image,) = measures(tmp_path, "steps", "Z-Image-Turbo", "image")
     assert image["seconds"] >= image["encode_seconds"] + image["denoise_seconds"] + image["decode_seconds"]
+    (costs,) = measures(tmp_path, "steps", "Z-Image-Turbo", "costs")
+    assert set(costs["knees"]) == {"64x64", "96x96"} and min(costs["knees"].values()) >= 1
+    assert costs["beside"] == 1.0  # a CPU has nothing to do it on
     assert [m["in_flight"] for m in measures(tmp_path, "offload", "Z-Image-Turbo", "step")] == [1, 8]
     assert all(m["tflops"] > 0 for m in measures(tmp_path, "card", "card", "matrix"))
     shown = capsys.readouterr().out

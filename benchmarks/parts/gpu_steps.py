@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 import torch._dynamo
 
@@ -33,7 +34,9 @@ from stepbatch.bench.hardware import matrix_rate
 from stepbatch.bench.offline import measure
 from stepbatch.config import EngineConfig
 from stepbatch.engine.clock import DeviceClock
+from stepbatch.engine.probe import probe
 from stepbatch.engine.runner import TorchRunner
+from stepbatch.engine.width import best_width
 from stepbatch.models.loading import choose_device
 from stepbatch.models.native import load_model
 from stepbatch.request import GenerationRequest
@@ -41,6 +44,7 @@ from stepbatch.request import GenerationRequest
 EFFORT = Effort(step_repeats=(2, 6), step_seconds=0.8)
 QUICK = Effort(step_repeats=(1, 1), step_seconds=0.0)
 COMPILE_SECONDS = 20.0  # what compiling a family's blocks for one case may take
+PROBE_SECONDS = 15.0  # as long as a server might take
 RESERVED_SECONDS = 30.0  # for what comes after the steps and matters more than wide ones
 IMAGE_PROMPT = "an old fishing harbour in the morning fog, boats with red sails, gulls, oil on canvas"
 
@@ -59,6 +63,7 @@ def run(task: Task, record: Record) -> None:
         _tidy(device)
     parity(pair, task, record)
     image(pair, task, record)
+    costs(pair, task, record)
     to_compile = list(product(sorted(task.batch), sorted(task.sizes, reverse=True)))
     compiled(pair, record, to_compile[:1])
     shallow_parity(task, record)
@@ -162,6 +167,25 @@ def image(pair: Pair, task: Task, record: Record) -> None:
             raise RuntimeError(one.failures[0].message)
         values["seconds"] = one.seconds
         values |= {f"{stage}_seconds": sum(one.stage(stage)) for stage in ("encode", "denoise", "decode")}
+
+
+def costs(pair: Pair, task: Task, record: Record) -> None:
+    """What a server would find at its start: how many pictures share a step, and whether to decode beside steps."""
+    seconds = 1.0 if task.quick else PROBE_SECONDS
+    if not record.has_time("costs", seconds + 5.0):
+        return
+    with record.measuring("costs") as values:
+        measured = probe(TorchRunner(pair.ours), seconds, task.sizes)
+        step = measured.costs().step
+        alone = [point for point in measured.points if point.jobs == 1]
+        values |= {
+            "knees": {f"{p.width}x{p.height}": best_width(step, p.tokens, p.squares) for p in alone},
+            "host_ms": 1000 * step.host,
+            "base_ms": 1000 * step.base,
+            "ms_per_thousand_tokens": 1e6 * step.per_token,
+            "beside": measured.beside,
+            "measured": msgspec.to_builtins(measured),
+        }
 
 
 def compiled(pair: Pair, record: Record, cases: Sequence[tuple[int, Size]]) -> None:

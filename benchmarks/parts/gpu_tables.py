@@ -105,6 +105,20 @@ def _steps(console: Console, measures: dict[str, Measures]) -> None:
             for m in of(own, "image")
         ],
     )
+    _print(
+        console,
+        "What a server finds at its start; beside: a step with a decoding beside it, over one after the other",
+        ("model", "pictures that a step pays", "host", "whatever is in it", "a thousand tokens", "beside"),
+        [
+            (
+                *(model, ", ".join(f"{knee} at {size}" for size, knee in m["knees"].items())),
+                *(f"{m[key]:.2f} ms" for key in ("host_ms", "base_ms", "ms_per_thousand_tokens")),
+                f"{m['beside']:.2f}",
+            )
+            for model, own in measures.items()
+            for m in of(own, "costs")
+        ],
+    )
 
 
 def _step_rows(measures: Measures) -> Iterator[Row]:

@@ -214,7 +214,7 @@ class WarmupConfig:
     warmup: bool = option(
         True,
         "measure what steps cost before the first request, unless that is known from before; what whole pipeline calls "
-        "cost is learned as they run",
+        "cost is learned as they run, unless --warmup-sizes names sizes",
     )
     warmup_sizes: tuple[str, ...] = option(
         (), "WIDTHxHEIGHT of what is tried; may be repeated; without it, sizes from small to over the default"

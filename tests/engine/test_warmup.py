@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from stepbatch.engine.cost import UNKNOWN
 from stepbatch.engine.local import load_engine
 from stepbatch.engine.warmup import measure, remembered, warm_up
 from stepbatch.errors import OptionError
-from stepbatch.testing import FakeRunner
+from stepbatch.testing import FakeRunner, WholeCallRunner
 
 
 def config(folder: Path | str, warmup: bool = True, **model: object) -> EngineConfig:
@@ -83,6 +84,17 @@ def test_nothing_is_measured_that_is_not_asked_for(tmp_path: Path) -> None:
     assert warm_up(idle, settings) == UNKNOWN
     assert load_engine(settings).scheduler.costs == UNKNOWN
     assert not idle.steps
+
+
+def test_whole_calls_are_tried_at_sizes_that_are_named(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    calls = WholeCallRunner(settings.model)
+    assert warm_up(calls, settings) == UNKNOWN
+    assert not calls.calls
+    named = replace(settings, warmup=replace(settings.warmup, warmup_sizes=("64x64", "128x128")))
+    assert warm_up(calls, named).known
+    assert {len(jobs) for jobs in calls.calls} > {1, 2}
+    assert remembered(calls, named).known
 
 
 def test_sizes_are_width_and_height() -> None:

@@ -25,14 +25,15 @@ costs = st.builds(
 def test_the_knee_is_the_narrowest_that_does_nearly_the_most(cost: StepCost, tokens: int) -> None:
     width = best_width(cost, tokens, tokens**2)
     rates = [cost.rate(jobs * tokens, jobs * tokens**2) for jobs in range(1, WIDEST + 1)]
-    assert rates[width - 1] >= (1 - SHORT_OF_BEST) * max(rates)
-    assert all(rate < (1 - SHORT_OF_BEST) * max(rates) for rate in rates[: width - 1])
+    enough = (1 - SHORT_OF_BEST) * max(rates)
+    assert rates[width - 1] >= enough * (1 - 1e-9)
+    assert all(rate < enough * (1 + 1e-9) for rate in rates[: width - 1])
 
 
 @pytest.mark.parametrize(
     ("cost", "enough"),
     [
-        (StepCost(base=1e-3, per_token=1e-4), 900),
+        (StepCost(base=1e-3, per_token=1e-4), 1200),  # nine, or the next that is tried
         (StepCost(host=0.03, per_token=1e-4), 300),
         (StepCost(host=9.0, per_token=1e-4), math.inf),  # 64 are worth it, and more tokens would be
     ],

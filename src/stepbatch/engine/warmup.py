@@ -43,10 +43,11 @@ class _Entry(msgspec.Struct, frozen=True):
 def warm_up(runner: Runner, config: EngineConfig) -> Costs:
     """What is known of a model that has just been loaded; measured, if that is asked for and it isn't known yet.
 
-    Whole calls are not tried: one may take minutes, and what they cost is learned as they run.
+    Whole calls are tried only at sizes that are named: one may take minutes, and what they cost is learned as they run.
     """
     known = remembered(runner, config)
-    if known.known or not config.warmup.warmup or runner.whole_calls:
+    wanted = config.warmup.warmup and (config.warmup.sizes or not runner.whole_calls)
+    if known.known or not wanted:
         return known
     return measure(runner, config).costs()
 

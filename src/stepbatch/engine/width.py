@@ -20,12 +20,13 @@ from stepbatch.config import BatchingConfig
 from stepbatch.engine.cost import Costs, StepCost
 from stepbatch.request import Job
 
+WIDEST = 64  # jobs in a step
 TO_COME = 8  # for each job that is here: so many come while there is a queue, and wait as long as it is slow
 SHORT_OF_BEST = 0.01  # of the most work a second: the last percent isn't worth its wait
-SATURATED = 0.9  # of what endless steps would do a second, that a step has to do for others to add little
+ENDLESS = WIDEST**2  # jobs in a step, beside which nothing counts that is shared
+SATURATED = 0.9  # of what such a step does a second, that one has to do for others to add little to it
 USUAL = 4  # jobs in a step, at most, where many would pay: seldom do so many wait
 NEARLY = 0.02  # likewise, of the work a second that such a step does at best
-WIDEST = 64  # jobs in a step
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, WIDEST)  # that are tried
 WIDEST_CALL = 8  # jobs in a whole call, where nobody says
 REMEMBERED = 1024  # sizes
@@ -69,17 +70,14 @@ def best_width(cost: StepCost, tokens: int, squares: int) -> int:
         tokens: Of a job's sequences.
         squares: Of their tokens, added up.
     """
-    rates = [cost.rate(jobs * tokens, jobs * squares) for jobs in range(1, WIDEST + 1)]
-    enough = (1 - SHORT_OF_BEST) * max(rates)
-    return next(jobs for jobs, rate in enumerate(rates, 1) if rate >= enough)
+    shares = [cost.seconds(jobs * tokens, jobs * squares) / jobs for jobs in range(1, WIDEST + 1)]
+    return 1 + _nearly_least(shares, SHORT_OF_BEST)
 
 
-def _enough(cost: StepCost, tokens: int, squares: int) -> float:
-    """The tokens of a step of such jobs as wide as the knee, where it does about what much larger ones would, too."""
-    width = best_width(cost, tokens, squares)
-    beyond = WIDEST * WIDEST
-    saturated = cost.rate(width * tokens, width * squares) >= SATURATED * cost.rate(beyond * tokens, beyond * squares)
-    return width * tokens if saturated else math.inf
+def _nearly_least(shares: Sequence[float], short: float) -> int:
+    """The index of the first that is but for so much as small as the least."""
+    enough = min(shares) / (1 - short)
+    return next(index for index, share in enumerate(shares) if share <= enough)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +87,7 @@ class Pace:
     alone: float  # with no other job
     share: float  # of a step of its like that is as wide as it may be, the job's part
     usual: float  # of a step of its like that is as wide as is usual, all of it
-    enough: float  # tokens, of a step of its like as wide as the knee; endless where others have more to gain
+    enough: float  # tokens, of a step of its like about as wide as the knee; endless where others would add much
 
 
 def paces(cost: StepCost, limits: BatchingConfig, most_tokens: float = math.inf) -> Callable[[int, int], Pace]:
@@ -106,9 +104,11 @@ def paces(cost: StepCost, limits: BatchingConfig, most_tokens: float = math.inf)
         widths = [w for w in WIDTHS if w <= most and (w == 1 or w * tokens <= room)]
         steps = [cost.seconds(w * tokens, w * squares) for w in widths]
         shares = [step / w for step, w in zip(steps, widths, strict=True)]
-        enough = min(shares[: bisect(widths, USUAL)]) / (1 - NEARLY)
-        usual = next(step for step, share in zip(steps, shares, strict=True) if share <= enough)
-        return Pace(steps[0], min(shares), usual, _enough(cost, tokens, squares))
+        usual = steps[_nearly_least(shares[: bisect(widths, USUAL)], NEARLY)]
+        knee = _nearly_least(shares, SHORT_OF_BEST)
+        endless = cost.seconds(ENDLESS * tokens, ENDLESS * squares) / ENDLESS
+        full = SATURATED * shares[knee] <= endless
+        return Pace(steps[0], min(shares), usual, widths[knee] * tokens if full else math.inf)
 
     return pace
 
