@@ -2,11 +2,12 @@
 
 Run with: python benchmarks/simulation.py [--model-path DIR] [--quick] [--requests N] [--output FILE]
 
-`stepbatch profile` measures what steps cost in peace. A server gets some work to learn from, and says what they cost
-there (``/v1/profile``). Then others are sent mixed steps in an open loop, at shares of what by that they can do; and
-the simulator is given one curve and the other, the requests and the moments at which they were sent. Means and 99th
-percentiles of latency should be within a tenth. The server and the client share the machine, so it should have nothing
-else to do.
+`stepbatch profile` measures what steps cost in peace. A server gets some work to learn from, at a low load and a high
+one, and says what they cost there (``/v1/profile``). Then others are sent mixed steps in an open loop, at shares of
+what by that they can do; and the simulator is given the requests and the moments at which they were sent, and one curve
+after the other: what the same server has learned in the meantime, what the first one had, and the profile. Means and
+99th percentiles of latency should be within a tenth. The server and the client share the machine, so it should have
+nothing else to do.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,12 @@ from stepbatch.request import GenerationRequest
 RESULTS = Path(__file__).parent / "results" / "simulation.json"
 PACKAGES = ("torch", "diffusers", "transformers", "numpy")
 LOADS = (0.5, 0.8, 1.5)
-LEARNING_LOAD = 0.9
+LEARNING_LOADS = (0.5, 0.9)  # narrow steps and wide ones
+CURVES = (
+    "itself",
+    "another",
+    "profile",
+)  # what the server has learned, what another had, and what was measured in peace
 NEAR = 0.1  # how far a simulated figure may be from the measured one
 SIZE = "128x128"
 PROFILES = [
@@ -81,11 +86,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command = [sys.executable, "-m", "stepbatch", "serve", "--port", "0", *model]
         runs = []
         with running([*command, "--max-queue-seconds", "inf"], folder / "log") as server:
-            run(server.base_url, in_peace, in_peace, LEARNING_LOAD, max(count // 2, 12))
-            in_service = learned(server.base_url, folder)
+            for load in LEARNING_LOADS:
+                send(server.base_url, in_peace, load, max(count // 4, 12))
+            curves = {"profile": in_peace, "another": learned(server.base_url, folder)}
         for load in LOADS:  # on a server that remembers no other load, as the simulator doesn't
             with running([*command, "--max-queue-seconds", "inf"], folder / "log") as server:
-                runs.append(run(server.base_url, in_service, in_peace, load, count))
+                rate, records = send(server.base_url, curves["another"], load, count)
+                itself = {"itself": learned(server.base_url, folder)}
+            runs.append({"load": load, "rate": rate, **compare(records, itself | curves)})
     show(console, runs)
     output.parent.mkdir(parents=True, exist_ok=True)
     about = environment(PACKAGES) | {"model": Path(options.model_path).name, "requests": count, "profiles": PROFILES}
@@ -111,8 +119,8 @@ def learned(base_url: str, folder: Path) -> Curve:
     return read_curve(str(path))
 
 
-def run(base_url: str, curve: Curve, in_peace: Curve, load: float, count: int) -> dict[str, Any]:
-    """A load, measured, and simulated by the one curve and by the other."""
+def send(base_url: str, curve: Curve, load: float, count: int) -> tuple[float, list[Record]]:
+    """Requests at a share of what by this curve can be done: their rate, and what became of them."""
     wanted = RequestOptions(random_request_config=json.dumps(PROFILES))
     simulated = SimulateOptions(num_requests=count, seed=SEED)
     kinds, weights = read_workload(simulated, wanted, GoalOptions(), curve, None, 1).mixture
@@ -128,19 +136,14 @@ def run(base_url: str, curve: Curve, in_peace: Curve, load: float, count: int) -
     lost = [record for record in records if record.outcome != "ok"]
     if lost:
         raise SystemExit(f"{len(lost)} requests failed: {lost[0].error}")
-    measured = [record.latency for record in records]
-    began = time.perf_counter()
-    simulated = simulate(records, curve)
-    seconds = time.perf_counter() - began
-    return {
-        "load": load,
-        "rate": rate,
-        "measured": _figures(measured),
-        "simulated": _figures(simulated),
-        "simulated_by_profile": _figures(simulate(records, in_peace)),
-        "simulation_seconds": seconds,
-        "latencies": {"measured": measured, "simulated": simulated},
-    }
+    return rate, records
+
+
+def compare(records: Sequence[Record], curves: dict[str, Curve]) -> dict[str, Any]:
+    """What was measured, and what each curve makes of it."""
+    latencies = {"measured": [record.latency for record in records]}
+    latencies |= {name: simulate(records, curve) for name, curve in curves.items()}
+    return {name: _figures(of) for name, of in latencies.items()} | {"latencies": latencies}
 
 
 def simulate(records: Sequence[Record], curve: Curve) -> list[float]:
@@ -168,18 +171,18 @@ def _figures(latencies: Sequence[float]) -> dict[str, float]:
 
 def show(console: Console, runs: Sequence[dict[str, Any]]) -> None:
     """A row a load."""
-    table = Table(title="Latency, simulated beside measured (s)", title_justify="left", title_style="bold")
-    of_each = ("simulated", "ratio", "by profile")
-    for column in ("load", "mean measured", *of_each, "P99 measured", *of_each):
+    table = Table(title="Latency, simulated over measured", title_justify="left", title_style="bold")
+    of_each = [f"by {name}" for name in CURVES]
+    for column in ("load", "mean measured (s)", *of_each, "P99 measured (s)", *of_each):
         table.add_column(column, justify="right")
     for one in runs:
         cells = [f"{one['load']:g}"]
-        for name in ("mean", "p99"):
-            measured, simulated = one["measured"][name], one["simulated"][name]
-            ratio = simulated / measured
-            style = "green" if abs(ratio - 1) <= NEAR else "bold red"
-            by_profile = one["simulated_by_profile"][name] / measured
-            cells += [f"{measured:.3f}", f"{simulated:.3f}", f"[{style}]{ratio:.3f}[/]", f"{by_profile:.3f}"]
+        for figure in ("mean", "p99"):
+            measured = one["measured"][figure]
+            ratios = [one[name][figure] / measured for name in CURVES]
+            styles = ["green" if abs(ratio - 1) <= NEAR else "bold red" for ratio in ratios]
+            cells += [f"{measured:.3f}"]
+            cells += [f"[{style}]{ratio:.3f}[/]" for style, ratio in zip(styles, ratios, strict=True)]
         table.add_row(*cells)
     console.print(table)
 

@@ -19,8 +19,8 @@ model.
 """
 SIMULATION = """
 `stepbatch bench simulate` beside a server with the bundled model, on the same requests at the same moments: steps of
-8, 28 and 50, {requests} requests a load. The curve is what a server had learned by then (`/v1/profile`); in brackets,
-what `stepbatch profile` measured in peace. Simulated over measured:
+8, 28 and 50, {requests} requests a load. Simulated over measured, by what that server had learned at the end
+(`/v1/profile`), by what another had learned before, and by what `stepbatch profile` measured in peace:
 """
 SCHEDULER_TIME = """
 A call of the scheduler with {running} jobs that run and {waiting:,} that wait, median, in microseconds: where nothing
@@ -61,13 +61,13 @@ def prediction(data: Mapping[str, Any]) -> str:
 def simulation(data: Mapping[str, Any]) -> str:
     """How near simulations come."""
 
-    def ratio(run: Mapping[str, Any], figure: str) -> str:
-        learned, in_peace = (run[by][figure] / run["measured"][figure] for by in ("simulated", "simulated_by_profile"))
-        return f"{learned:.2f} ({in_peace:.2f})"
+    def ratios(run: Mapping[str, Any], figure: str) -> list[str]:
+        return [f"{run[by][figure] / run['measured'][figure]:.2f}" for by in ("itself", "another", "profile")]
 
-    rows = [(f"{run['load']:g}", ratio(run, "mean"), ratio(run, "p99")) for run in data["runs"]]
+    rows = [(f"{run['load']:g}", *ratios(run, "mean"), *ratios(run, "p99")) for run in data["runs"]]
+    columns = ("load", "mean", "by another", "by profile", "P99", "by another", "by profile")
     about = SIMULATION.format(requests=data["environment"]["requests"])
-    return _section("Simulation", about, data, "simulation", table(("load", "mean latency", "P99"), rows))
+    return _section("Simulation", about, data, "simulation", table(columns, rows))
 
 
 def scheduler_time(data: Mapping[str, Any]) -> str:
