@@ -96,7 +96,7 @@ async def serving(step_ms: float = STEP_MS, videos: bool = False, **settings: An
 async def test_who_hangs_up_leaves_the_batch_or_the_queue(
     size: Callable[[int, int], int], note: Callable[[Finding], None]
 ) -> None:
-    count = size(100, 500)
+    count = size(60, 500)
     async with serving() as site:
         hung_up: dict[str, int] = {}
         calls = storm(count, site.http.base_url, random.Random("storm"))

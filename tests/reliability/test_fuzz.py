@@ -133,7 +133,7 @@ def test_whatever_is_sent(
     soak: bool,
     note: Callable[[Finding], None],
 ) -> None:
-    count = size(*{"pictures": (220, 7000), "videos": (110, 4700)}[kind])
+    count = size(*{"pictures": (150, 7000), "videos": (80, 4700)}[kind])
     valid = {"prompt": "a cat", "size": "16x16"}
     for _ in range(3):
         assert server.http.post(KINDS[kind][0], json=valid).status_code == 200
