@@ -27,7 +27,6 @@ from parts.serving_docs import rewrite_page
 from stepbatch.bench.environment import environment
 from stepbatch.config import BatchingConfig
 from stepbatch.engine.cost import Costs, LinearCost, StepCost
-from stepbatch.engine.plan import Plan
 from stepbatch.engine.policies import POLICIES
 from stepbatch.engine.scheduler import Scheduler
 from stepbatch.request import GenerationRequest, Job, JobState
@@ -55,7 +54,9 @@ class Queue:
         self._numbers = count()
         for _ in range(RUNNING + waiting):
             self.come()
-        self.plan = self.step()
+        self.plan = self.scheduler.schedule(0.0)
+        while self.plan.encode:
+            self.call(lambda: None)
 
     def come(self) -> None:
         """Somebody comes."""
@@ -73,21 +74,14 @@ class Queue:
         job.cancel()
         self.scheduler.remove(job)
 
-    def step(self) -> Plan:
-        self.plan = self.scheduler.schedule(0.0)
-        for job in self.plan.encode:
-            job.to(JobState.RUNNING)
-        return self.plan
-
     def call(self, before: Callable[[], object]) -> float:
         """Seconds of a call after something has happened."""
+        for job in self.plan.encode:
+            job.to(JobState.RUNNING)
         before()
         began = time.perf_counter()
         self.plan = self.scheduler.schedule(0.0)
-        seconds = time.perf_counter() - began
-        for job in self.plan.encode:
-            job.to(JobState.RUNNING)
-        return seconds
+        return time.perf_counter() - began
 
 
 def calls(policy: str, waiting: int, times: int) -> dict[str, float]:
@@ -95,8 +89,6 @@ def calls(policy: str, waiting: int, times: int) -> dict[str, float]:
     found = {}
     for name in ("nothing", "one came", "one left"):
         queue = Queue(policy, waiting)
-        while queue.step().encode:
-            pass
         happens = {"nothing": lambda: None, "one came": queue.come, "one left": queue.leave}[name]
         found[name] = round(1e6 * median(queue.call(happens) for _ in range(times)), 1)
         found["jobs"] = len(queue.plan.denoise)

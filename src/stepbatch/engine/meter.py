@@ -129,10 +129,9 @@ class Meter:
                 self._learning.step(tokens, squares, max(seconds - rest, 0.1 * seconds) / jobs[0].steps)
         elif kind == "denoise":
             self._learning.step(tokens, squares, seconds)
-        elif kind == "decode" and self._learning.costs.beside:
-            return  # its own time can't be told from the steps'
         elif kind == "decode":
-            self._learning.decode([job.pixels for job in jobs], seconds)
+            if not self._learning.costs.beside:  # where its own time can't be told from the steps'
+                self._learning.decode([job.pixels for job in jobs], seconds)
         elif unit.encoded and any(unit.encoded):
             self._learning.encode(*unit.encoded, seconds)
 

@@ -23,7 +23,7 @@ from stepbatch.engine.fitting import Sample, StepSample, fit_linear, fit_step
 from stepbatch.engine.measured import MIXED, Measured, StepPoint
 from stepbatch.engine.memory import tokens_within
 from stepbatch.engine.meter import Encoded
-from stepbatch.engine.width import best_width
+from stepbatch.engine.width import WIDEST, best_width
 from stepbatch.errors import RequestError
 from stepbatch.image import InputImage
 from stepbatch.model_info import ModelInfo
@@ -33,8 +33,7 @@ from stepbatch.sizes import of_area
 PROMPT = "a lighthouse on a cliff above the sea at dusk, seen from a boat"
 WIDTHS = (1, 2, 4, 8, 16)
 SCALES = (1 / 4, 1 / 2, 1.0, 2.0)  # of the default's sides
-WIDEST = 4  # defaults' worth of tokens in a step, of every size
-MOST_JOBS = 64  # in a step of the default's size, if so many seem to pay
+MOST_DEFAULTS = 4  # so many jobs' worth of the default's tokens in a step, of every size
 STEPS = 5  # of each size and width, of which the first doesn't count, unless the others were disturbed more
 DISTURBED = 1.5  # times what the first took, that is more than a machine's usual ups and downs
 STEPS_SHARE = 0.7  # of the time there is, for steps; the rest is for encoding and decoding
@@ -110,11 +109,9 @@ class _Probe:
         for _ in range(LOOKS if self._steps_tried else 0):
             self._look_again()
         self._take_down()
-        if self.runner.clock.runs_behind and not self.runner.whole_calls:
-            for request in sorted(requests, key=lambda request: abs(request.pixels - self._usual_pixels))[:1]:
-                if Engine.attempt(partial(self._beside, request)):
-                    self.runner.free_memory()
         if not self.runner.whole_calls:
+            if requests and self.runner.clock.runs_behind:
+                self._try_beside(min(requests, key=lambda request: abs(request.pixels - self._usual_pixels)))
             for request in requests:
                 self._encode_image(request)
         self.measured.seconds = time.monotonic() - self.began
@@ -125,7 +122,7 @@ class _Probe:
         usual = min((self._tokens(r) for r in requests if r.pixels >= self._usual_pixels), default=0)
         usual = usual or max(map(self._tokens, requests), default=0)
         tried = [(request, jobs) for request in requests for jobs in WIDTHS if jobs == 1 or self.runner.shares(request)]
-        within = [one for one in tried if self._tokens(one[0]) * one[1] <= WIDEST * usual or one[1] == 1]
+        within = [one for one in tried if self._tokens(one[0]) * one[1] <= MOST_DEFAULTS * usual or one[1] == 1]
         within.sort(key=lambda one: (one[1] > 1 or self._tokens(one[0]) > usual, self._tokens(one[0]) * one[1]))
         yield from within
         of_usual = [one for one in within if self._tokens(one[0]) == usual]
@@ -140,7 +137,7 @@ class _Probe:
         one = self._tokens(request), sum(n * n for n in self.runner.lengths(request))
         memory = Costs(step_memory=fit_linear(self.measured.step_memory))
         room = tokens_within(memory, self.runner.memory_budget(), request.pixels)
-        while 2 * jobs <= MOST_JOBS and 2 * jobs * one[0] <= room and (request.size,) * jobs in self._steps_tried:
+        while 2 * jobs <= WIDEST and 2 * jobs * one[0] <= room and (request.size,) * jobs in self._steps_tried:
             if best_width(fit_step(list(self._steps_tried.values())), *one) <= jobs:
                 return
             jobs *= 2
@@ -210,6 +207,10 @@ class _Probe:
             took = self.runner.clock.time(lambda: self.runner.decode(jobs), 2)
         self.measured.decodes.append(Sample(size=pixels, cost=median(took)))
         self.measured.decode_memory.append(Sample(size=pixels, cost=max(0, self.peak.bytes() - held)))
+
+    def _try_beside(self, request: GenerationRequest) -> None:
+        if Engine.attempt(partial(self._beside, request)):
+            self.runner.free_memory()
 
     def _beside(self, request: GenerationRequest) -> None:
         """A step, with an output decoded before it and with one decoded beside it."""

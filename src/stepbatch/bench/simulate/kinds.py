@@ -66,7 +66,7 @@ def pace(kinds: Sequence[Kind], weights: Sequence[float], costs: Costs, widest: 
     tokens = sum(kind.tokens * count for kind, count in zip(kinds, outputs, strict=True)) / total
     squares = sum(kind.squares * count for kind, count in zip(kinds, outputs, strict=True)) / total
     sizes = [(round(jobs * tokens), round(jobs * squares)) for jobs in range(1, (widest or WIDEST) + 1)]
-    return max(costs.step.work(*size) / costs.step.seconds(*size) for size in sizes)
+    return max(costs.step.rate(*size) for size in sizes)
 
 
 def capacity(kinds: Sequence[Kind], weights: Sequence[float], costs: Costs, widest: int | None = None) -> float:
